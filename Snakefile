@@ -1,0 +1,51 @@
+# The paper, as a workflow: `snakemake --cores 1 table4`, `--config scale=smoke|small|laptop|paper mirror=FOLDER …`.
+# The settings live in workflow/scales and workflow/methods; what needs what lives in workflow/rules.
+import json
+import os
+import sys
+
+sys.path.insert(0, workflow.basedir)  # the checkout's own package, whether or not it is installed
+
+from snakemake.exceptions import WorkflowError
+
+from ether import config as ether_config
+from ether.errors import EtherError
+
+SCALE_NAME = str(config.get("scale", "small"))
+OVERRIDES = {key: value for key, value in config.items() if key != "scale"}
+try:
+    SCALE = ether_config.load(SCALE_NAME, OVERRIDES)
+except EtherError as error:
+    raise WorkflowError(str(error))
+RESULTS = str(SCALE.results)
+
+# A table or figure, and the experiments it reads. A new one is a line here and a notebook of its name.
+EXHIBITS = {
+    "table4": ["glue"],
+}
+
+
+wildcard_constraints:
+    exhibit="|".join(EXHIBITS),
+    experiment="|".join(ether_config.EXPERIMENTS),
+
+
+include: "workflow/rules/foundation.smk"
+include: "workflow/rules/experiments.smk"
+include: "workflow/rules/collect.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,
+
+
+onsuccess:
+    print(whereabouts())
+
+
+onerror:
+    print("\nWhat is finished is kept: the same command goes on from there. The executed notebooks, the failed one")
+    print(f"included, are under {RESULTS}/notebooks/.")

@@ -1,0 +1,29 @@
+"""``python -m ether.foundation NAME --out FOLDER``: make a foundation model anew."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ether.errors import EtherError
+from ether.foundation import MODELS, pretrain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ether.foundation", description="Make a foundation model anew.")
+    parser.add_argument("name", help=f"one of: {', '.join(MODELS)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: as the shipped model)")
+    parser.add_argument("--seed", type=int, help="seed of weights, corpus and masks (default 0)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default 1; another number gives other rounding)")
+    arguments = vars(parser.parse_args())
+    name, out = arguments.pop("name"), arguments.pop("out")
+    try:
+        pretrain(name, out, **{k: v for k, v in arguments.items() if v is not None})
+    except EtherError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""``language-encoder``: a DeBERTa-v2 encoder that learned the mini-language world by masked language modelling.
+
+What is masked decides what is learned. With words masked evenly over a document, a masked word's neighbours give most of it away and the
+model never compares the two sentences. So most documents lose many words of *one* sentence, to be read off the other
+one and the connective, and many lose the connective alone, which takes a comparison of all words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch.nn.functional import cross_entropy
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedTokenizerFast
+
+from ether import results
+from ether.foundation import CARD
+from ether.worlds import language
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+STEPS, BATCH, RATE, WARM_UP = 12_000, 64, 2.0e-3, 200
+MAX_LENGTH = 40
+IGNORED = -100
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, ``[CLS] first [SEP] second [SEP]``, the second sentence with token type 1."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *language.vocabulary()])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def configuration(vocabulary: int) -> DebertaV2Config:
+    """Three layers x 128 with DeBERTa's content-to-position attention; no dropout, for the corpus is endless."""
+    return DebertaV2Config(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=MAX_LENGTH,
+        type_vocab_size=2,
+        relative_attention=True,
+        pos_att_type=["c2p"],
+        share_att_key=True,
+        position_biased_input=False,
+        norm_rel_ebd="layer_norm",
+        pooler_hidden_size=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pooler_dropout=0.0,
+        pad_token_id=0,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, token types and attention mask, each (documents, length); targets where a word is to be told, else `IGNORED`."""
+
+    ids: torch.Tensor
+    types: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor
+    connective: torch.Tensor  # true where the word to be told is a connective that is masked alone
+
+
+class Masker:
+    """Turns documents into batches with words to be told."""
+
+    def __init__(self, words: PreTrainedTokenizerFast, seed: int) -> None:
+        self.ids = words.get_vocab()
+        self.size = len(words)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, documents: list[tuple[str, str]]) -> Batch:
+        rows, types = [], []
+        for first, second in documents:
+            a, b = ([self.ids[w] for w in sentence.split()] for sentence in (first, second))
+            rows.append([self.ids["[CLS]"], *a, self.ids["[SEP]"], *b, self.ids["[SEP]"]])
+            types.append([0] * (len(a) + 2) + [1] * (len(b) + 1))
+        length = max(map(len, rows))
+        ids = torch.tensor([r + [0] * (length - len(r)) for r in rows])
+        kinds = torch.tensor([t + [0] * (length - len(t)) for t in types])
+        return self.masked(ids, kinds)
+
+    def masked(self, ids: torch.Tensor, types: torch.Tensor) -> Batch:
+        count, length = ids.shape
+        word = ids >= len(SPECIAL)
+        second = types == 1
+        connective = second & (second.cumsum(1) == 1)
+        clause = word & ~connective
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.rand(*shape, generator=self.generator)
+
+        kind = draw(count, 1)
+        side = clause & (second == (draw(count, 1) < 0.5))
+        chance = draw(count, length)
+        many = (kind < 0.5) & side & (chance < 0.4)  # many words of one sentence
+        alone = (0.5 <= kind) & (kind < 0.85) & connective  # the connective
+        few = (kind >= 0.85) & word & (chance < 0.15)  # any word
+        chosen = many | alone | few
+        # As BERT does, a tenth of the words to be told is left as it is and a tenth is some other word. The connective is always hidden.
+        fate = draw(count, length)
+        wrong = torch.randint(len(SPECIAL), self.size, (count, length), generator=self.generator)
+        shown = torch.where(fate < 0.8, self.ids["[MASK]"], torch.where(fate < 0.9, wrong, ids))
+        shown = torch.where(alone, self.ids["[MASK]"], shown)
+        return Batch(torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone)
+
+
+def batches(masker: Masker, documents: Iterator[tuple[str, str]], size: int) -> Iterator[Batch]:
+    """Batches of documents, without end."""
+    while True:
+        yield masker([next(documents) for _ in range(size)])
+
+
+def logits(model: DebertaV2ForMaskedLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions (words to be told, vocabulary) and what those words are."""
+    hidden = model.deberta(batch.ids, attention_mask=batch.mask, token_type_ids=batch.types)[0]
+    told = batch.targets != IGNORED
+    return model.cls(hidden[told]), batch.targets[told]
+
+
+@torch.no_grad()
+def scores(model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed: int, count: int = 4096) -> dict[str, float]:
+    """Shares of masked words and of masked connectives told right (either of its two words counts), on `count` fresh documents."""
+    model.eval()
+    meaning = torch.arange(len(words))
+    for pair in language.CONNECTIVES.values():
+        meaning[words.convert_tokens_to_ids(pair[1])] = words.convert_tokens_to_ids(pair[0])
+    told = {False: [0, 0], True: [0, 0]}
+    stream = batches(Masker(words, seed), language.documents(seed), 256)
+    for _ in range(math.ceil(count / 256)):
+        batch = next(stream)
+        predicted, target = logits(model, batch)
+        right = meaning[predicted.argmax(-1)] == meaning[target]
+        alone = batch.connective[batch.targets != IGNORED]
+        for which in told:
+            told[which][0] += int(right[alone == which].sum())
+            told[which][1] += int((alone == which).sum())
+    return {
+        "masked words told right": round(told[False][0] / told[False][1], 4),
+        "masked connectives told right": round(told[True][0] / told[True][1], 4),
+    }
+
+
+def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
+    """Pretrain the encoder and write it, its tokenizer and its card to the folder `out`.
+
+    AdamW with a linear warm-up and decay; the same seed, steps and threads give the same weights on the same kind of CPU.
+    """
+    began = time.monotonic()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    words = tokenizer()
+    model = DebertaV2ForMaskedLM(configuration(len(words))).train()
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / min(WARM_UP, steps), (steps - step) / steps)
+    )
+    stream = batches(Masker(words, seed), language.documents(seed), BATCH)
+    total = 0.0
+    for step in range(1, steps + 1):
+        loss = cross_entropy(*logits(model, next(stream)))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        total += loss.item()
+        if step % max(1, steps // 20) == 0:  # twenty lines, however long it takes
+            print(f"step {step}/{steps}: loss {total / max(1, steps // 20):.3f}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            total = 0.0
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CARD).unlink(missing_ok=True)  # a folder without a card is not a finished model
+    model.eval().save_pretrained(out)
+    words.save_pretrained(out)
+    files = sorted(file for file in out.iterdir() if file.is_file())
+    card: dict[str, Any] = {
+        "name": "language-encoder",
+        "what": "DeBERTa-v2 encoder pretrained by masked language modelling on the mini-language world (ether.worlds.language)",
+        "command": f"python -m ether.foundation language-encoder --out FOLDER --steps {steps} --seed {seed} --threads {threads}",
+        "seed": seed,
+        "steps": steps,
+        "batch": BATCH,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "hardware": f"{os.cpu_count()}-core x86-64 CPU, {'one thread' if threads == 1 else f'{threads} threads'}",
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "versions": json.loads(results.versions()),
+        "scores": scores(model, words, seed=seed + 1),
+        "licence": "Made from generated sentences only; under the licence of this package.",
+        "sha256": {file.name: results.file_digest(file) for file in files},
+    }
+    results.write_text(json.dumps(card, indent=2) + "\n", out / CARD)
+    print(f"{out}: {card['scores']}", flush=True)

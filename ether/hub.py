@@ -1,0 +1,223 @@
+"""Where models and data sets come from: the project's own foundation and world, a folder, a hub mirror, or the hub.
+
+Every scale loads through these functions. What is missing is reported as one paragraph that says what was looked for,
+where, and what to do; nothing is downloaded while a mirror is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ether.errors import ConfigurationError, MissingResourceError
+from ether.results import file_digest
+
+FOUNDATION = "foundation/"  # models this project pretrains: shipped in the package or rebuilt by the workflow
+WORLD = "world/"  # data sets this project generates, under results/<scale>/world
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or data set as a library can load it: a folder, or a hub id pinned to a revision."""
+
+    name: str
+    folder: Path | None = None
+    revision: str | None = None
+
+    @property
+    def location(self) -> str:
+        """What ``from_pretrained`` takes."""
+        return str(self.folder) if self.folder else self.name
+
+    @property
+    def pin(self) -> dict[str, str]:
+        """``revision=…`` for a hub id, nothing for a folder."""
+        return {"revision": self.revision} if self.folder is None and self.revision else {}
+
+
+@contextlib.contextmanager
+def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
+    """Turns a hub client's errors into one paragraph.
+
+    Args:
+        source: what is being loaded.
+        kind: "model" or "data set", for the message.
+        setting: the key of the scale that names it, for the message.
+
+    Raises:
+        MissingResourceError: gated, unknown, or unreachable; a folder without the files it needs.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    place = f"{kind} {source.name!r}" + (f" at revision {source.revision}" if source.revision else "")
+    remedy = (
+        f"Change `{setting}` in workflow/scales/, or give --config mirror=FOLDER with a copy under "
+        f"FOLDER/{'models' if kind == 'model' else 'datasets'}/{source.name}/."
+    )
+    try:
+        yield
+    except (ConfigurationError, MissingResourceError):
+        raise
+    except Exception as error:
+        chain: list[BaseException] = []
+        link: BaseException | None = error
+        while link is not None and link not in chain:
+            chain.append(link)
+            link = link.__cause__ or link.__context__
+        text = " ".join(f"{type(e).__name__}: {e}" for e in chain).lower()
+        if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text:
+            raise MissingResourceError(
+                f"The {place} is gated. Ask for access on its hub page, wait for the grant, then log in once with "
+                f"`hf auth login` (or set HF_TOKEN) and start again. {remedy}"
+            ) from error
+        if any(isinstance(e, RevisionNotFoundError) for e in chain):
+            raise MissingResourceError(f"The {place} has no such revision on the hub. {remedy}") from error
+        if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
+            raise MissingResourceError(
+                f"There is no {place} on the hub, or it is private and you are not logged in (`hf auth login`). {remedy}"
+            ) from error
+        unreachable = ("couldn't connect", "connectionerror", "connecterror", "offline", "couldn't reach", "resolve",
+                       "max retries", "connection error", "network", "no cached", "cannot find the requested files",
+                       "proxyerror", "403 forbidden")  # fmt: skip
+        if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or any(word in text for word in unreachable):
+            raise MissingResourceError(
+                f"The {place} is not on this machine and the hub cannot be reached. Connect once so that it is "
+                f"downloaded, or use the scale `small`, which needs no hub. {remedy}"
+            ) from error
+        if isinstance(error, OSError | ValueError | KeyError) and source.folder is not None:
+            raise MissingResourceError(f"The {place} cannot be loaded from {source.folder}: {error}. {remedy}") from error
+        raise
+
+
+# --- models ----------------------------------------------------------------------------------------------------
+
+
+def model_source(model: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
+    """Where the model of a scale's ``model`` section lies.
+
+    Args:
+        model: ``path`` (foundation/<name>, a folder, or a hub id) and ``revision``.
+        resources: ``mirror`` and ``foundation`` (shipped | rebuild).
+        results: ``results/<scale>``, where a rebuilt foundation lies.
+
+    Raises:
+        MissingResourceError: the mirror or the rebuilt foundation lacks it, or a shipped file is damaged.
+    """
+    path, revision = model["path"], model.get("revision")
+    if path.startswith(FOUNDATION):
+        from ether import foundation
+
+        name = path.removeprefix(FOUNDATION)
+        if resources["foundation"] == "rebuild":
+            folder = results / "foundation" / name
+            if not (folder / "config.json").is_file():
+                raise MissingResourceError(
+                    f"The rebuilt foundation model {name!r} is not at {folder}: run the workflow target with "
+                    "--config foundation=rebuild, which pretrains it first, or leave that out to use the shipped one."
+                )
+            return Source(path, folder)
+        return Source(path, foundation.path(name))
+    return _folder_or_mirror("models", path, revision, resources)
+
+
+def _folder_or_mirror(kind: str, path: str, revision: str | None, resources: Mapping[str, Any]) -> Source:
+    if resources.get("mirror"):
+        folder = Path(resources["mirror"]).expanduser() / kind / path
+        if not folder.is_dir():
+            raise MissingResourceError(
+                f"The mirror has no {kind}/{path}: looked for the folder {folder}. Put it there, or leave out "
+                "--config mirror=… to use the hub."
+            )
+        return Source(path, folder, revision)
+    if Path(path).expanduser().is_dir():
+        return Source(path, Path(path).expanduser())
+    if path.startswith((".", "/", "~")):
+        raise MissingResourceError(f"The folder {path} does not exist.")
+    return Source(path, None, revision)
+
+
+@functools.lru_cache(maxsize=32)
+def folder_fingerprint(folder: Path, suffixes: tuple[str, ...] = (".safetensors", ".bin", ".json")) -> str:
+    """SHA-256 over the names and contents of a folder's files (weights, configuration, tokenizer)."""
+    summary = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in suffixes and file.name != "card.json":
+            summary.update(f"{file.relative_to(folder)}={file_digest(file)};".encode())
+    return summary.hexdigest()
+
+
+def fingerprint(source: Source) -> str:
+    """What identifies the contents: the hash of a folder's files, or the hub revision."""
+    return folder_fingerprint(source.folder) if source.folder else f"{source.name}@{source.revision or 'main'}"
+
+
+# --- data ------------------------------------------------------------------------------------------------------
+
+
+def data_source(data: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
+    """Where the data set of a scale's ``data`` section lies.
+
+    Raises:
+        MissingResourceError: the mirror lacks it, or the world has not been generated.
+    """
+    path, revision = data["path"], data.get("revision")
+    if path.startswith(WORLD):
+        folder = results / "world" / "datasets" / path
+        if not folder.is_dir():
+            raise MissingResourceError(f"The generated data set {path!r} is not at {folder}: run the workflow target.")
+        return Source(path, folder)
+    return _folder_or_mirror("datasets", path, revision, resources)
+
+
+def split_file(source: Source, config: str, split: str) -> Path:
+    """The file of one split in a folder laid out as ``<config>/<split>.parquet`` (or ``.jsonl``).
+
+    Raises:
+        MissingResourceError: no such file; the message lists the splits that are there.
+    """
+    assert source.folder is not None
+    for suffix in (".parquet", ".jsonl"):
+        file = source.folder / config / f"{split}{suffix}"
+        if file.is_file():
+            return file
+    there = sorted(f.stem for f in (source.folder / config).glob("*") if f.suffix in (".parquet", ".jsonl"))
+    found = f"It has: {', '.join(there)}" if there else "There is nothing of that configuration"
+    raise MissingResourceError(
+        f"The data set {source.name!r} has no split {split!r} of {config!r}: looked for "
+        f"{source.folder / config / split}.parquet. {found}."
+    )
+
+
+def load_split(source: Source, config: str, split: str, columns: Sequence[str], setting: str) -> Any:
+    """One split as a ``datasets.Dataset`` with at least the named columns.
+
+    Raises:
+        MissingResourceError: the data set, configuration, split or a column is missing.
+    """
+    import datasets
+
+    with explained(source, "data set", setting):
+        if source.folder is not None:
+            file = split_file(source, config, split)
+            builder = "parquet" if file.suffix == ".parquet" else "json"
+            loaded = datasets.load_dataset(builder, data_files=str(file), split="train")
+        else:
+            loaded = datasets.load_dataset(source.name, config, split=split, **source.pin)
+    missing = [column for column in columns if column not in loaded.column_names]
+    if missing:
+        raise MissingResourceError(
+            f"The data set {source.name!r} ({config}, {split}) has no column {missing[0]!r}; it has "
+            f"{', '.join(loaded.column_names)}. Rename the column in the file, or change `{setting}` in workflow/scales/."
+        )
+    return loaded

@@ -1,0 +1,1 @@
+"""Quantities measured on models and outputs; nothing here knows the workflow or the paper's numbers."""

@@ -1,0 +1,187 @@
+"""The paper's base models on PyTorch's meta device: the real shapes, without weights.
+
+DeBERTaV3-base, Llama-2-7B, Phi-1.5, ViT-B/16, Stable Diffusion 1.5's UNet and ControlNet's hint encoder. Nothing is
+downloaded and nothing is allocated, so counting over them is exact on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ether.errors import ConfigurationError, one_of
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one model without weights, and which of its parts the paper adapts and counts."""
+
+    build: Callable[..., Any]
+    model_type: str  # key of ether.layer_sets.LAYER_SETS
+    layer_set: str  # the set the paper adapts, unless a caller names another
+    source: str  # where the configuration values come from
+    head: tuple[str, ...] = ()  # modules that a task adds and trains in full
+    peft_options: tuple[tuple[str, Any], ...] = ()  # e.g. the task type, by which PEFT finds the head to train
+
+
+# Values as in the configuration files named in ARCHITECTURES; what is not given is the library's default.
+DEBERTA_V3_BASE: dict[str, Any] = {
+    "vocab_size": 128_100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "pooler_hidden_size": 768,
+}
+LLAMA_2_7B: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+PHI_1_5: dict[str, Any] = {
+    "vocab_size": 51_200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "partial_rotary_factor": 0.5,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+VIT_B16: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 16,
+}
+SD15_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+
+
+def _deberta_v3_base(num_labels: int = 3) -> nn.Module:
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**{**DEBERTA_V3_BASE, "num_labels": num_labels}))
+
+
+def _llama_2_7b() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**LLAMA_2_7B))
+
+
+def _phi_1_5() -> nn.Module:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    return PhiForCausalLM(PhiConfig(**PHI_1_5))
+
+
+def _vit_b16(num_labels: int = 0) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**{**VIT_B16, "num_labels": num_labels}))  # 0 labels: no head
+
+
+def _sd15_unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**SD15_UNET)
+
+
+def _control_encoder() -> nn.Module:
+    from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+
+    return ControlNetConditioningEmbedding(conditioning_embedding_channels=320, block_out_channels=(16, 32, 96, 256))
+
+
+def _control_time_embedding() -> nn.Module:
+    from diffusers.models.embeddings import TimestepEmbedding
+
+    return TimestepEmbedding(in_channels=320, time_embed_dim=1280)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "deberta-v3-base": Architecture(
+        _deberta_v3_base,
+        "deberta-v2",
+        "all-linear",
+        "config.json of microsoft/deberta-v3-base",
+        head=("classifier",),
+        peft_options=(("task_type", "SEQ_CLS"),),
+    ),
+    "llama-2-7b": Architecture(_llama_2_7b, "llama", "query-value", "config.json of meta-llama/Llama-2-7b-hf"),
+    "phi-1.5": Architecture(_phi_1_5, "phi", "query-value", "config.json of microsoft/phi-1_5"),
+    "vit-b16": Architecture(
+        _vit_b16, "vit", "all-linear", "config.json of google/vit-base-patch16-224-in21k", head=("classifier",)
+    ),
+    "sd15-unet": Architecture(
+        _sd15_unet, "unet", "attention", "unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5"
+    ),
+    "control-encoder": Architecture(
+        _control_encoder, "", "", "hint encoder of ControlNet (Zhang et al., 2023): 8 convolutions, 3 -> 320 channels"
+    ),
+    "control-time-embedding": Architecture(
+        _control_time_embedding,
+        "",
+        "",
+        "timestep MLP of ControlNet, 320 -> 1280 -> 1280: part of it, but not of its hint encoder",
+    ),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The entry of ARCHITECTURES; raises ConfigurationError for an unknown name."""
+    if name not in ARCHITECTURES:
+        raise one_of("architecture", name, ARCHITECTURES, "ether/measures/architectures.py")
+    return ARCHITECTURES[name]
+
+
+def meta_model(name: str, **head: int) -> nn.Module:
+    """The model `name` of ARCHITECTURES on the meta device, every parameter frozen or not as its library leaves it.
+
+    `head` goes to its builder: num_labels for deberta-v3-base (default 3, MNLI's) and vit-b16 (default 0, no head).
+    Raises ConfigurationError for an unknown architecture or a head that it has not.
+    """
+    entry = architecture(name)
+    with torch.device("meta"), quiet():
+        try:
+            return entry.build(**head)
+        except TypeError as error:
+            raise ConfigurationError(f"{name} takes no such head {head}: {error}.") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings about initial values, which a meta tensor does not have, and about kernels it does not need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,323 @@
+"""Trainable parameters, counted on models of the real architectures without weights.
+
+`count` answers twice for a method: what the adapter really trains when it is put on the model (PEFT's own number), and
+what a named counting convention gives. A convention is a name in `CONVENTIONS` or a sum of `TERMS` written as text
+("low-rank", "reflection + head"). Each term is a closed form over the shapes of the adapted layers; a layer `d -> f`
+multiplies a weight W of d x f, as in the paper.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ether.errors import ConfigurationError, one_of
+from ether.layer_sets import layer_set as layer_set_pattern
+from ether.measures.architectures import architecture, meta_model, quiet
+
+
+def trainable(model: nn.Module) -> int:
+    """Number of elements in parameters with requires_grad, each tensor once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+class Shape(NamedTuple):
+    """One adapted layer: `d` inputs, `f` outputs (the paper's W is d x f)."""
+
+    d: int
+    f: int
+
+
+def shapes(model: nn.Module, pattern: str) -> tuple[Shape, ...]:
+    """Shapes of the linear layers whose whole name matches `pattern`, as PEFT's target_modules would pick them."""
+    return tuple(
+        Shape(module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)
+    )
+
+
+# --- terms: closed forms over the adapted layers ----------------------------------------------------------------------
+
+
+def low_rank(layers: Sequence[Shape], rank: int) -> int:
+    """LoRA: sum of r(d + f) (Hu et al., 2022; Sec. 4 of the paper)."""
+    return sum(rank * (d + f) for d, f in layers)
+
+
+def adaptive_low_rank(layers: Sequence[Shape], rank: int) -> int:
+    """AdaLoRA with its budget spread evenly: sum of r(d + f + 1), one singular value a triplet (Zhang et al., 2023)."""
+    return sum(rank * (d + f + 1) for d, f in layers)
+
+
+def vector_scales(layers: Sequence[Shape], rank: int) -> int:
+    """VeRA: sum of f + r, two scaling vectors; its random matrices are shared and frozen (Kopiczko et al., 2023)."""
+    return sum(f + rank for _, f in layers)
+
+
+def reflection(layers: Sequence[Shape]) -> int:
+    """ETHER: sum of d, one unit vector a layer whatever the number of blocks (Sec. 3.2, 3.4)."""
+    return sum(d for d, _ in layers)
+
+
+def relaxed_reflection(layers: Sequence[Shape], sides: str = "both") -> int:
+    """ETHER+: two vectors u, v a side; sum of 2d on the input, 2f on the output, 2(d + f) on both (Sec. 3.3)."""
+    per_layer = {"input": lambda d, f: 2 * d, "output": lambda d, f: 2 * f, "both": lambda d, f: 2 * (d + f)}
+    if sides not in per_layer:
+        raise one_of("sides", sides, per_layer)
+    return sum(per_layer[sides](d, f) for d, f in layers)
+
+
+def orthogonal_half(layers: Sequence[Shape], block: Callable[[int], int]) -> int:
+    """OFT as App. C counts it, half of the trained tensors: sum of n b^2 / 2 with b = d / n."""
+    return sum(d * block(d) // 2 for d, _ in layers)
+
+
+def orthogonal_skew(layers: Sequence[Shape], block: Callable[[int], int], factors: int = 1) -> int:
+    """OFT's degrees of freedom, the strict upper triangle of each skew-symmetric block: sum of n b(b - 1) / 2.
+
+    BOFT has `factors` (its m) such block-diagonal matrices a layer (Liu et al., 2023).
+    """
+    return factors * sum(d * (block(d) - 1) // 2 for d, _ in layers)
+
+
+def block_diagonal(layers: Sequence[Shape], block: Callable[[int], int]) -> int:
+    """Full square blocks: sum of n b^2. What official OFT trains and Naive both trains and needs (Sec. 5.3)."""
+    return sum(d * block(d) for d, _ in layers)
+
+
+def outputs(layers: Sequence[Shape]) -> int:
+    """One scalar an output neuron: sum of f (OFT's magnitude re-fitting; a scale or a bias)."""
+    return sum(f for _, f in layers)
+
+
+def bottleneck(hidden: int, size: int, places: int, bias: bool = True) -> int:
+    """Adapters of `places` bottlenecks hidden -> size -> hidden: 2 x hidden x size weights and size + hidden biases."""
+    return places * (2 * hidden * size + (size + hidden if bias else 0))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a term may look at: the model, the shapes of its adapted layers, and the method's settings."""
+
+    model: nn.Module
+    layers: tuple[Shape, ...]
+    config: Mapping[str, Any]
+    head: tuple[str, ...]
+
+    def setting(self, *names: str, default: Any = None) -> Any:
+        """The first of the method's settings that is given; raises ConfigurationError where none is and no default."""
+        for name in names:
+            if self.config.get(name):
+                return self.config[name]
+        if default is None:
+            raise ConfigurationError(
+                f"This counting convention needs the setting {' or '.join(names)} in the method's config; it has "
+                f"{', '.join(self.config) or 'none'}."
+            )
+        return default
+
+    def block(self, d: int) -> int:
+        """Side length of the diagonal blocks of a d x d transformation, from a block size or a number of blocks."""
+        size = next((self.config[k] for k in ("oft_block_size", "boft_block_size") if self.config.get(k)), 0)
+        if size:
+            return int(size)
+        blocks = self.setting("n_blocks", "boft_block_num", "r")
+        if d % blocks:
+            raise ConfigurationError(f"{blocks} blocks do not divide a dimension of {d}; choose a divisor of it.")
+        return int(d // blocks)
+
+    def backbone(self) -> nn.Module:
+        """The model without the task's head and pooler where it has them (transformers' `base_model`)."""
+        return getattr(self.model, "base_model", self.model)
+
+    def in_head(self) -> int:
+        modules = dict(self.model.named_modules())
+        return sum(p.numel() for name in self.head if name in modules for p in modules[name].parameters())
+
+    def layer_norms(self) -> int:
+        """One LayerNorm, weight and bias, in every transformer layer."""
+        config: Any = self.backbone().config
+        return 2 * config.hidden_size * config.num_hidden_layers
+
+    def bottleneck(self, bias: bool) -> int:
+        config: Any = self.backbone().config
+        return bottleneck(
+            config.hidden_size,
+            self.setting("size"),
+            len(self.setting("after")) * config.num_hidden_layers,
+            bias,
+        )
+
+
+TERMS: dict[str, Callable[[Site], int]] = {
+    "nothing": lambda site: 0,
+    "everything": lambda site: sum(p.numel() for p in site.model.parameters()),
+    "backbone": lambda site: sum(p.numel() for p in site.backbone().parameters()),
+    "head": Site.in_head,
+    "biases": lambda site: sum(
+        p.numel() for name, p in site.backbone().named_parameters() if name.rpartition(".")[2] == "bias"
+    ),
+    "bottleneck": lambda site: site.bottleneck(bias=True),
+    "bottleneck-without-biases": lambda site: site.bottleneck(bias=False),
+    "layer-norms": Site.layer_norms,
+    "low-rank": lambda site: low_rank(site.layers, site.setting("r")),
+    "adaptive-low-rank": lambda site: adaptive_low_rank(site.layers, site.setting("target_r", "init_r")),
+    "vector-scales": lambda site: vector_scales(site.layers, site.setting("r")),
+    "reflection": lambda site: reflection(site.layers),
+    "relaxed-reflection": lambda site: relaxed_reflection(site.layers, site.setting("sides", default="both")),
+    "orthogonal-half": lambda site: orthogonal_half(site.layers, site.block),
+    "orthogonal-skew": lambda site: orthogonal_skew(
+        site.layers, site.block, site.setting("boft_n_butterfly_factor", default=1)
+    ),
+    "block-diagonal": lambda site: block_diagonal(site.layers, site.block),
+    "outputs": lambda site: outputs(site.layers),
+}
+
+# Sums of terms with a name of their own, because rows of the paper's tables need them.
+CONVENTIONS: dict[str, str] = {
+    "reflection-with-head": "reflection + head",
+    "skew-plus-outputs": "orthogonal-skew + outputs",
+    "half-plus-outputs": "orthogonal-half + outputs",
+    "skew-plus-two-outputs": "orthogonal-skew + outputs + outputs",
+}
+
+
+def by_convention(site: Site, convention: str) -> int:
+    """The sum of the terms that `convention` stands for: a name in CONVENTIONS, or TERMS joined by " + "."""
+    total = 0
+    for term in CONVENTIONS.get(convention, convention).split(" + "):
+        if term not in TERMS:
+            raise one_of("term", term, [*TERMS, *CONVENTIONS], f"the counting convention {convention!r}")
+        total += TERMS[term](site)
+    return total
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """Two answers to "how many parameters": under a named convention, and really trained (head included)."""
+
+    paper_convention: int
+    peft: int
+    convention: str
+    note: str = ""
+
+
+# A setting written `$name` stands for a hyperparameter of the run. None changes a shape, so any valid value serves.
+_NEUTRAL = {"total_steps": 100, "tenth_of_steps": 10, "half_of_steps": 50}
+
+
+def site(method: Mapping[str, Any], architecture_name: str, layer_set: str | None = None, **head: int) -> Site:
+    """Where a method is put: the meta model, the layers it adapts, its settings. Arguments as for `count`."""
+    entry = architecture(architecture_name)
+    how = {key: value for key, value in method["adapt"].items() if key != "config"}
+    config = {key: _value(value) for key, value in (method["adapt"].get("config") or {}).items()}
+    set_name = layer_set or how.get("layers") or entry.layer_set
+    model = _reference(architecture_name, tuple(head.items()))
+    pattern = layer_set_pattern(entry.model_type, set_name) if entry.model_type else ""
+    return Site(model, shapes(model, pattern) if pattern else (), {**how, **config}, entry.head)
+
+
+def count(
+    method: Mapping[str, Any],
+    architecture_name: str,
+    convention: str | None = None,
+    *,
+    layer_set: str | None = None,
+    adapt: Callable[[nn.Module, Mapping[str, Any]], nn.Module] | None = None,
+    **head: int,
+) -> Count:
+    """Counts a method's parameters at a real architecture.
+
+    Args:
+        method: a method as its YAML gives it: `adapt: {kind, type, config}`, and optionally
+            `parameters: {convention, note}`.
+        architecture_name: a key of ARCHITECTURES.
+        convention: how to count; by default the method's `parameters.convention`, else what is really trained.
+        layer_set: a name in ether.layer_sets; by default the one the paper adapts in that architecture.
+        adapt: (model, the method's `adapt` section) -> adapted model, used in place of this module's own way; it is
+            called on the meta model, with the meta device as default.
+        head: goes to `meta_model`.
+
+    Raises:
+        ConfigurationError: unknown architecture, layer set, kind, PEFT type, setting or term.
+    """
+    entry = architecture(architecture_name)
+    here = site(method, architecture_name, layer_set, **head)
+    how = method["adapt"]
+    set_name = layer_set or how.get("layers") or entry.layer_set
+
+    if adapt is not None:
+        trained = trainable(_on_meta(lambda bare: adapt(bare, how), architecture_name, head))
+    elif how["kind"] == "peft":
+        pattern = layer_set_pattern(entry.model_type, set_name)
+        config = {key: _value(value) for key, value in (how.get("config") or {}).items()}
+        trained = _peft_count(architecture_name, how["type"], json.dumps(config), pattern, tuple(head.items()))
+    elif how["kind"] in ("full", "none"):
+        trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
+    else:
+        from ether import methods  # the suite's own kinds: what they train is what methods.adapt leaves trainable
+
+        def own(bare: nn.Module) -> nn.Module:
+            return methods.adapt(bare, how, layers=set_name, head=entry.head)
+
+        trained = trainable(_on_meta(own, architecture_name, head))
+
+    declared = method.get("parameters") or {}
+    named = convention or declared.get("convention") or ""
+    return Count(
+        paper_convention=by_convention(here, named) if named else trained,
+        peft=trained,
+        convention=named or "trained",
+        note=declared.get("note", ""),
+    )
+
+
+@functools.cache
+def _reference(name: str, head: tuple[tuple[str, int], ...]) -> nn.Module:
+    """The bare meta model, shared by everything that only reads its shapes."""
+    return meta_model(name, **dict(head))
+
+
+def _value(setting: Any) -> Any:
+    is_hyperparameter = isinstance(setting, str) and setting.startswith("$")
+    return _NEUTRAL.get(setting[1:], 0) if is_hyperparameter else setting
+
+
+@functools.lru_cache(maxsize=256)
+def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tuple[tuple[str, int], ...]) -> int:
+    """What `get_nb_trainable_parameters` says of the adapter put on the meta model (cached: pure in its arguments)."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
+
+    known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in known:
+        raise one_of("PEFT type", peft_type, known, "adapt.type")
+    settings = {"target_modules": pattern, **dict(architecture(name).peft_options), **json.loads(config)}
+    try:
+        peft_config = known[peft_type](**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"PEFT's {peft_type} does not take the settings {settings}: {error}") from error
+    adapted: Any = _on_meta(lambda bare: get_peft_model(bare, peft_config), name, dict(head))
+    return int(adapted.get_nb_trainable_parameters()[0])
+
+
+def _on_meta(adapt: Callable[[nn.Module], nn.Module], name: str, head: Mapping[str, int]) -> nn.Module:
+    """`adapt` on a fresh meta model, with new tensors on the meta device, or on the CPU where a tuner reads values."""
+    with quiet():
+        try:
+            with torch.device("meta"):
+                return adapt(meta_model(name, **head))
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" not in str(error):
+                raise
+            return adapt(meta_model(name, **head))  # BOFT builds its permutations from values

@@ -1,0 +1,1 @@
+"""What the paper printed, and how the suite's own numbers compare with it."""

@@ -1,0 +1,292 @@
+"""The mathematics of ETHER and ETHER+ (paper, Sec. 3.2-3.4), as functions of tensors; no `nn.Module` here.
+
+A transformation acts on a d-dimensional side of a weight and is block-diagonal with n blocks of b = d / n entries. Its
+parameters are tensors of shape (n, b); every block is normalised by itself, so only directions matter:
+
+    ETHER    H  = diag(I - 2 u_1 u_1^T, ..., I - 2 u_n u_n^T)                      (eq. 1; blocks: Sec. 3.4)
+    ETHER+   H+ = diag(I - u_1 u_1^T + v_1 v_1^T, ...)                             (Sec. 3.3)
+
+Both are symmetric and differ from the identity by one or two outer products a block. So `reflect` moves *vectors*
+through H at O(d) a vector, with neither H nor a dense weight gradient ever built. The same function serves the
+forward pass (the vectors are activations) and merging (they are the weight's rows or columns):
+(H W H~)^T x = H~^T W^T H^T x, and H = H^T.
+
+ETHER+ is evaluated as v v^T - u u^T = e h^T + h e^T with e = v - u and h = (u + v) / 2: the correction is then exactly
+zero for v = u, whatever the precision, and does not suffer from cancellation while v is near u.
+
+For n > 1 the authors' released code computes something else on the input side, here called layout `release`: the
+rows of W (torch's f x d) fall into n groups, and group r sees its own reflection repeated over all blocks,
+W_r (I_n (x) H_r). `reflect_row_groups` and `row_group_correction` are this map on weights and on activations.
+
+Everything is computed in at least float32 and returned in the dtype of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+__all__ = [
+    "block_multiply",
+    "dense_blocks",
+    "dense_reflection",
+    "reflect",
+    "reflect_row_groups",
+    "row_group_correction",
+]
+
+# Rows are processed in pieces of about this many numbers: small enough for a core's L2 cache, so that the second and
+# third look at the same piece does not go back to memory, large enough for the interpreter's overhead to vanish.
+_PIECE_CPU = 2**17
+_PIECE_OTHER = 2**25
+
+
+def reflect(
+    x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None, shift: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Apply H (v is None; eq. 1) or H+ (Sec. 3.3) with n diagonal blocks (Sec. 3.4) to the last dimension of x.
+
+    x: (..., d), any strides. u, v: (n, b) with n * b = d, any length but zero. shift: (d,) or None; with it the result
+    is x + (H - I)(x - shift), which is how H~ acts on a linear layer's output without touching the bias it carries.
+    Returns a tensor like x. Differentiable in all four, twice where asked for. Cost O(d) a vector for any n.
+    """
+    if torch.compiler.is_compiling():
+        return _reflect_plain(x, u, v, shift)  # the compiler fuses plain operations itself, with no graph break
+    return _Reflection.apply(x, u, v, shift)
+
+
+def _directions(
+    u: torch.Tensor, v: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A and B, each (k, n, b), with H - I = sum_k A_k B_k^T a block; the unit vectors, and one over their lengths.
+
+    k = 1 for ETHER and 2 for ETHER+. A zero vector has no direction; it gives a zero correction rather than NaN.
+    """
+    raw = torch.stack((u,) if v is None else (u, v)).to(dtype)
+    inverse = raw.square().sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny).rsqrt()
+    unit = raw * inverse
+    if v is None:
+        return -2 * unit, unit, unit, inverse
+    e, h = unit[1] - unit[0], (unit[1] + unit[0]) / 2
+    return torch.stack((h, e)), torch.stack((e, h)), unit, inverse
+
+
+def _work_dtype(x: torch.Tensor, u: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
+
+
+def _reflect_plain(
+    x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None
+) -> torch.Tensor:
+    """`reflect` in a few differentiable operations: for compilers, second derivatives, and to test the other one."""
+    dtype = _work_dtype(x, u)
+    a, b, _, _ = _directions(u, v, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        blocks = x.to(dtype).unflatten(-1, u.shape)
+        moved = blocks if shift is None else blocks - shift.to(dtype).view(u.shape)
+        s = torch.stack([(moved * b_k).sum(-1, keepdim=True) for b_k in b])
+        return (blocks + (s * a.view(len(a), *(1,) * (x.dim() - 1), *u.shape)).sum(0)).flatten(-2).to(x.dtype)
+
+
+class _Reflection(torch.autograd.Function):
+    """`reflect`, forward and backward in one pass over memory each.
+
+    Kept for the backward pass: x, the parameters, and k * n inner products a row (of d numbers a row).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None
+    ) -> torch.Tensor:
+        a, b, _, _ = _directions(u, v, _work_dtype(x, u))
+        offset = None if shift is None else (b * shift.to(b.dtype).view(u.shape)).sum(-1)
+        rows = x.reshape(-1, u.numel())
+        with torch.autocast(x.device.type, enabled=False):
+            y, s = rank_update(rows, a, b, offset)
+        ctx.save_for_backward(x, u, v, shift, s)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, u, v, shift, s = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: these gradients will themselves be differentiated
+            return _differentiable_backward(ctx, gradient, x, u, v, shift)
+        a, b, unit, inverse = _directions(u, v, s.dtype)
+        rows, g_rows = x.reshape(-1, u.numel()), gradient.reshape(-1, u.numel())
+        with torch.autocast(x.device.type, enabled=False):
+            needs_parameters = any(ctx.needs_input_grad[1:])
+            g_x, g_a, g_b, t = rank_update_backward(g_rows, rows, a, b, s, ctx.needs_input_grad[0], needs_parameters)
+        g_x = None if g_x is None else g_x.view(x.shape)
+        if not needs_parameters:
+            return g_x, None, None, None
+        g_shift = None
+        if shift is not None:  # the inner products were b . (x - shift)
+            g_b = g_b - t.unsqueeze(-1) * shift.to(b.dtype).view(u.shape)
+            g_shift = -(t.unsqueeze(-1) * b).sum(0).view(shift.shape).to(shift.dtype)
+        if v is None:
+            g_unit = g_b - 2 * g_a
+        else:
+            g_h, g_e = g_a[0] + g_b[1], g_a[1] + g_b[0]
+            g_unit = torch.stack((g_h / 2 - g_e, g_h / 2 + g_e))
+        g_raw = (g_unit - unit * (unit * g_unit).sum(-1, keepdim=True)) * inverse  # through u / |u|
+        return g_x, g_raw[0].to(u.dtype), None if v is None else g_raw[1].to(v.dtype), g_shift
+
+
+def _differentiable_backward(
+    ctx: Any,
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor | None,
+    shift: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, ...]:
+    inputs = (x, u, v, shift)
+    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and t is not None]
+    got = iter(torch.autograd.grad(_reflect_plain(x, u, v, shift), wanted, gradient, create_graph=True))
+    return tuple(
+        next(got) if needed and t is not None else None for t, needed in zip(inputs, ctx.needs_input_grad, strict=True)
+    )
+
+
+def _pieces(rows: torch.Tensor) -> Iterator[slice]:
+    count, d = rows.shape
+    size = max(1, (_PIECE_CPU if rows.device.type == "cpu" else _PIECE_OTHER) // d)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _inner(piece: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(t, d), (k, n, b) -> (k, t, n): inner products of each row's blocks with each vector of each block."""
+    if b.shape[1] == 1:
+        return torch.stack([piece.mv(b_k[0]) for b_k in b]).unsqueeze(-1)
+    blocks = piece.unflatten(-1, b.shape[1:])
+    return torch.stack([(blocks * b_k).sum(-1) for b_k in b])
+
+
+def _add_outer(piece: torch.Tensor, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """(t, d), (k, t, n), (k, n, b) -> (t, d): piece + sum_k s_k a_k."""
+    blocks = piece.unflatten(-1, a.shape[1:])
+    out = torch.addcmul(blocks, s[0].unsqueeze(-1), a[0])
+    for s_k, a_k in zip(s[1:], a[1:], strict=True):
+        out.addcmul_(s_k.unsqueeze(-1), a_k)
+    return out.flatten(-2)
+
+
+def _sum_outer(s: torch.Tensor, piece: torch.Tensor, n: int) -> torch.Tensor:
+    """(k, t, n), (t, d) -> (k, n, b): sum over rows of s_k times the row's blocks."""
+    if n == 1:
+        return torch.stack([piece.t().mv(s_k[:, 0]) for s_k in s]).unsqueeze(1)
+    blocks = piece.unflatten(-1, (n, -1)).transpose(0, 1)  # (n, t, b)
+    return torch.bmm(s.permute(2, 0, 1), blocks).transpose(0, 1)
+
+
+def rank_update(
+    rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x + sum_k a_k (b_k . x - offset_k) for each row x and block.
+
+    rows: (t, d); a, b: (k, n, b), float32 or float64; offset: (k, n).
+    Returns y like rows and the inner products, (k, t, n).
+    """
+    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    s = rows.new_empty((len(b), len(rows), b.shape[1]), dtype=b.dtype)
+    for part in _pieces(rows):
+        piece = rows[part].to(b.dtype)
+        s_part = _inner(piece, b)
+        if offset is not None:
+            s_part -= offset.unsqueeze(1)
+        s[:, part] = s_part
+        y[part] = _add_outer(piece, s_part, a)
+    return y, s
+
+
+def rank_update_backward(
+    g_rows: torch.Tensor,
+    rows: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    s: torch.Tensor,
+    needs_x: bool,
+    needs_parameters: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `rank_update` for the rows (or None), for a, and for b as if offset were 0; and sum_rows a_k . g."""
+    g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None
+    g_a, g_b = torch.zeros_like(a), torch.zeros_like(b)
+    t_sum = a.new_zeros(a.shape[:2])
+    for part in _pieces(g_rows):
+        g_piece = g_rows[part].to(a.dtype)
+        t = _inner(g_piece, a)
+        if g_x is not None:
+            g_x[part] = _add_outer(g_piece, t, b)
+        if needs_parameters:
+            g_a += _sum_outer(s[:, part], g_piece, a.shape[1])
+            g_b += _sum_outer(t, rows[part].to(a.dtype), a.shape[1])
+            t_sum += t.sum(1)
+    return g_x, g_a, g_b, t_sum
+
+
+def reflect_row_groups(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
+    """Layout `release` on a weight (f, d): W_r (I_n (x) H_r) for each of the n groups of f / n rows.
+
+    u, v: (n, d / n). With n = 1 this is `reflect`. It is how the authors' released code transforms the input side;
+    neurons of different groups see different reflections, so for n > 1 the angles between them are not kept.
+    """
+    n, b = u.shape
+    f, d = weight.shape
+    by_group = weight.reshape(n, f // n, n, b).permute(1, 2, 0, 3).reshape(-1, d)  # block r of each row: group r
+    return reflect(by_group, u, v).view(f // n, n, n, b).permute(2, 0, 1, 3).reshape(f, d)
+
+
+def row_group_correction(
+    x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Layout `release` on activations: x W'^T - x W^T for W' = `reflect_row_groups`(W, u, v).
+
+    x: (..., d); weight: (f, d). Returns (..., f) in x's dtype. Group r of the outputs needs its own transformed input;
+    instead of n copies of x, each of the n * n (group, block) pairs contributes one rank-one term,
+    (x_j . b_r) (W_{r,j} a_r), which costs O(t n (d + f) + d f) for t rows.
+    """
+    dtype = _work_dtype(x, u)
+    a, b, _, _ = _directions(u, v, dtype)
+    n, size = u.shape
+    f = weight.shape[0]
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.to(dtype).reshape(-1, n, size)
+        inner = torch.einsum("tjb,krb->rtkj", rows, b).flatten(-2)  # (r, t, kj)
+        moved = torch.einsum("rojb,krb->rkjo", weight.to(dtype).view(n, f // n, n, size), a).flatten(1, 2)  # (r, kj, o)
+        out = torch.bmm(inner, moved).transpose(0, 1).reshape(*x.shape[:-1], f)
+    return out.to(x.dtype)
+
+
+def block_multiply(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Rows times a block-diagonal matrix: x diag(N_1, ..., N_n), the control `Naive` (Sec. 3.2, footnote 1).
+
+    x: (..., n * b); blocks: (n, b, b). Returns a tensor like x. The forward pass is (N W)^T x = W^T N^T x, that is
+    x_row N; merging turns each row w of torch's weight (f, d) into w N^T.
+    """
+    dtype = _work_dtype(x, blocks)
+    n, size, _ = blocks.shape
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.to(dtype).reshape(-1, n, size).transpose(0, 1)
+        return torch.bmm(rows, blocks.to(dtype)).transpose(0, 1).reshape(x.shape).to(x.dtype)
+
+
+def dense_reflection(u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
+    """The full (d, d) matrix H^B or H^B+ (Sec. 3.4), for checking and for small figures only; u, v: (n, b)."""
+
+    def one(u_i: torch.Tensor, v_i: torch.Tensor | None) -> torch.Tensor:
+        u_i = u_i / u_i.norm()
+        eye = torch.eye(len(u_i), dtype=u_i.dtype, device=u_i.device)
+        if v_i is None:
+            return eye - 2 * torch.outer(u_i, u_i)
+        v_i = v_i / v_i.norm()
+        return eye - torch.outer(u_i, u_i) + torch.outer(v_i, v_i)
+
+    return torch.block_diag(*[one(u_i, None if v is None else v[i]) for i, u_i in enumerate(u)])
+
+
+def dense_blocks(blocks: torch.Tensor) -> torch.Tensor:
+    """The full (d, d) matrix N^B of `Naive`, for checking only; blocks: (n, b, b)."""
+    return torch.block_diag(*blocks)

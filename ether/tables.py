@@ -1,0 +1,261 @@
+"""The paper's tables from the collected metrics: our number, its interval over seeds, and the paper's beside it.
+
+A table is tidy: a row a cell, with the columns ``method, column, ours, low, high, seeds, paper, comparable, note``.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ether import config, results
+from ether.config import Scale
+from ether.errors import MissingResourceError
+from ether.paper import published
+
+COLUMNS = ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
+RESAMPLES = 10_000
+
+
+@functools.lru_cache(maxsize=None)
+def _resamples(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, count, size=(RESAMPLES, count))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % percentile-bootstrap interval of the mean, over seeds. One value has no interval (NaN)."""
+    array = np.asarray(values, dtype=float)
+    if len(array) == 0:
+        return np.nan, np.nan, np.nan
+    if len(array) == 1:
+        return float(array[0]), np.nan, np.nan
+    means = array[_resamples(len(array))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(array.mean()), float(low), float(high)
+
+
+def read(scale: Scale, experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Collected runs and metrics of an experiment.
+
+    Raises:
+        MissingResourceError: the experiment has not been run at this scale.
+    """
+    frames = []
+    for suffix in (".runs.parquet", ".parquet"):
+        file = scale.results / "metrics" / f"{experiment}{suffix}"
+        if not file.is_file():
+            raise MissingResourceError(
+                f"{file} is missing: run `snakemake --cores 1 {experiment} --config scale={scale.name}` or a table that "
+                "needs it first."
+            )
+        frames.append(pd.read_parquet(file))
+    return frames[0], frames[1]
+
+
+def scores(runs: pd.DataFrame, metrics: pd.DataFrame, select: str = "last", metric: str = "score") -> pd.DataFrame:
+    """One reported value a run: the last evaluation, or the best (``select``), joined to the run's row."""
+    wanted = metrics[(metrics["metric"] == metric) & (metrics["split"] == "validation")].sort_values("step")
+    value = wanted.groupby("run_id")["value"].max() if select == "best" else wanted.groupby("run_id")["value"].last()
+    return runs.merge(value.rename("value"), left_on="run_id", right_index=True, how="left")
+
+
+def _cell(
+    method: str, column: str, values: Sequence[float], paper: float | None, comparable: bool, note: str = ""
+) -> dict[str, Any]:
+    ours, low, high = interval(values)
+    return {
+        "method": method, "column": column, "ours": ours, "low": low, "high": high, "seeds": len(values),
+        "paper": np.nan if paper is None else paper, "comparable": comparable, "note": note,
+    }  # fmt: skip
+
+
+def _published(table: str, method: str, column: str) -> float | None:
+    paper = published.load()[table]
+    return paper.value(method, column) if method in paper.methods else None
+
+
+def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], architecture: str) -> list[dict[str, Any]]:
+    """The ``#params`` column: exact counts at the paper's own architecture, whatever the scale.
+
+    ``ours`` follows the convention the paper counts that row by (``parameters.convention`` of the method's YAML), since
+    that is what its digits can be held against; the note gives PEFT's own count and how the digits compare.
+    """
+    from ether.measures import parameters
+
+    paper = published.load()[table]
+    cells = []
+    for method in methods.values():
+        label = method["label"]
+        count = parameters.count(method, architecture)
+        note = f"PEFT trains {count.peft:,} (classifier included)"
+        printed = paper.printed(label, "#params") if label in paper.methods else ""
+        if printed:
+            verdict = {
+                "match": f"prints as the paper's {printed}",
+                "truncated": f"the paper's {printed} is this, cut off instead of rounded",
+                "mismatch": f"does not print as the paper's {printed}",
+            }[published.prints_as(count.paper_convention, printed)]
+            note = f"{verdict}; counted as {count.convention}; {note}"
+        if count.note:
+            note = f"{note}. {count.note}"
+        cells.append(
+            {
+                "method": label, "column": "#params", "ours": float(count.paper_convention), "low": np.nan,
+                "high": np.nan, "seeds": 0, "paper": _nan(published.number(printed) if printed else None),
+                "comparable": True, "note": note,
+            }  # fmt: skip
+        )
+    return cells
+
+
+def _nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+# --- Table 4 ---------------------------------------------------------------------------------------------------
+
+GLUE_COLUMNS = {
+    "mnli": "MNLI", "sst2": "SST-2", "cola": "CoLA", "qqp": "QQP", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC",
+    "stsb": "STS-B",
+}  # fmt: skip
+
+
+def table4(scale: Scale) -> pd.DataFrame:
+    """Table 4: GLUE. The average is taken over the eight tasks within a seed, then over seeds; a method that lacks a
+    task has none."""
+    runs, metrics = read(scale, "glue")
+    section = scale.experiment("glue")
+    chosen = config.chosen_methods(scale, "glue")
+    reported = scores(runs, metrics, section["select"])
+    comparable, reason = scale.settings["comparable"]["value"], scale.settings["comparable"]["reason"]
+    cells = parameter_cells("table4", chosen, "deberta-v3-base")
+    for method in chosen.values():
+        label = method["label"]
+        own = reported[reported["method"] == label]
+        for task, column in GLUE_COLUMNS.items():
+            of_task = own[own["task"] == task]
+            finished = of_task[of_task["status"] == "finished"]
+            ended = [f"seed {r.seed} {r.status} ({r.reason})" for r in of_task[of_task["status"] != "finished"].itertuples()]
+            notes = [*ended, *([] if comparable else [reason])]
+            if of_task.empty:
+                notes = ["not run", *notes]
+            cells.append(
+                _cell(label, column, finished["value"].tolist(), _published("table4", label, column), comparable,
+                      "; ".join(notes))
+            )  # fmt: skip
+        finished = own[own["status"] == "finished"].pivot_table(index="seed", columns="task", values="value")
+        complete = finished.reindex(columns=list(GLUE_COLUMNS)).dropna()
+        note = "" if comparable else reason
+        if complete.empty:
+            note = "; ".join(filter(None, ["not every task was run", note]))
+        cells.append(
+            _cell(label, "Avg", complete.mean(axis=1).tolist(), _published("table4", label, "Avg"), comparable, note)
+        )
+    return pd.DataFrame(cells, columns=COLUMNS)
+
+
+TABLES = {"table4": table4}
+
+
+# --- writing and showing ---------------------------------------------------------------------------------------
+
+
+def pretty_count(value: float) -> str:
+    """A parameter count as the paper prints them: 85251 -> 0.09M."""
+    return f"{value / 1e6:.0f}M" if value >= 1e8 else f"{value / 1e6:.2f}M"
+
+
+def _ours(row: Any) -> str:
+    if row.column == "#params":
+        return f"{int(row.ours):,}"
+    if np.isnan(row.ours):
+        return "–"
+    if np.isnan(row.low):
+        return f"{row.ours:.2f}"
+    return f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]"
+
+
+def _papers(row: Any) -> str:
+    if np.isnan(row.paper):
+        return ""
+    return pretty_count(row.paper) if row.column == "#params" else f"{row.paper:.2f}"
+
+
+def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
+    """The table as Markdown: two lines a method, ours and the paper's."""
+    columns = list(dict.fromkeys(table["column"]))
+    lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for method, rows in table.groupby("method", sort=False):
+        by_column = {row.column: row for row in rows.itertuples()}
+        lines.append(f"| {method} | ours | " + " | ".join(_ours(by_column[c]) for c in columns) + " |")
+        lines.append("| | paper | " + " | ".join(_papers(by_column[c]) or "–" for c in columns) + " |")
+    return "\n".join([*lines, "", *[f"- {note}" for note in notes], ""])
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """The table for a notebook: our mean, its interval in small, the paper's number under it, grey where it cannot be
+    compared."""
+    columns = list(dict.fromkeys(table["column"]))
+    numbers = {c: table[table["column"] == c].set_index("method")["ours"] for c in columns if c != "#params"}
+    best = {c: series.idxmax() for c, series in numbers.items() if series.notna().any()}
+    style = "text-align:center;padding:5px 9px;border-bottom:1px solid #ddd;white-space:nowrap;line-height:1.25"
+    head = "".join(f"<th style='{style}'>{html.escape(c)}</th>" for c in columns)
+    body = []
+    for method, rows in table.groupby("method", sort=False):
+        cells = [f"<td style='{style};text-align:left'><b>{html.escape(str(method))}</b></td>"]
+        for row in (r for c in columns for r in rows[rows["column"] == c].itertuples()):
+            if row.column == "#params":
+                shown, spread = f"{int(row.ours):,}", ""
+            else:
+                shown = "–" if np.isnan(row.ours) else f"{row.ours:.2f}"
+                spread = "" if np.isnan(row.low) else f"{row.low:.1f} – {row.high:.1f}"
+            if best.get(row.column) == method:
+                shown = f"<b>{shown}</b>"
+            colour = "#333" if row.comparable else "#999"
+            paper = f"paper {_papers(row)}" if _papers(row) else "&nbsp;"
+            cells.append(
+                f"<td style='{style}' title='{html.escape(row.note, quote=True)}'>{shown}"
+                f"<br><span style='font-size:75%;color:#555'>{spread or '&nbsp;'}</span>"
+                f"<br><span style='font-size:75%;color:{colour}'>{paper}</span></td>"
+            )
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f"<table style='border-collapse:collapse;font-size:90%'><thead><tr><th style='{style}'></th>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def seeds_and_hardware(runs: pd.DataFrame) -> str:
+    """One line on where the numbers come from."""
+    seeds = ", ".join(map(str, sorted(runs["seed"].unique())))
+    machines = " / ".join(sorted(runs["device"].unique()))
+    hours = runs["wall_seconds"].sum() / 60
+    ended = runs["status"].value_counts()
+    bad = ", ".join(f"{count} {status}" for status, count in ended.items() if status != "finished")
+    return (
+        f"{len(runs)} runs, seeds {seeds}; {hours:.1f} minutes of runs in all on {machines}, "
+        f"{runs['threads'].max()} thread(s) a run" + (f"; {bad}" if bad else "; all finished") + "."
+    )
+
+
+def write(name: str, scale: Scale) -> pd.DataFrame:
+    """Makes a table and leaves ``results/<scale>/tables/<name>.{parquet,csv,md}``."""
+    table = TABLES[name](scale)
+    folder = scale.results / "tables"
+    paper = published.load()[name]
+    notes = [f"Scale {scale.name!r}: {scale.settings['description']}.", *scale.settings.get("protocol", [])]
+    if not scale.settings["comparable"]["value"]:
+        notes.append(f"The paper's numbers stand beside ours for orientation only: {scale.settings['comparable']['reason']}.")
+    notes.append("Ours: mean over seeds [95 % bootstrap interval]. #params: exact, at the paper's architecture.")
+    results.write_parquet(table, folder / f"{name}.parquet")
+    results.write_text(table.to_csv(index=False), folder / f"{name}.csv")
+    results.write_text(to_markdown(table, f"Table {name.removeprefix('table')}: {paper.title}", notes), folder / f"{name}.md")
+    return table
+
+

@@ -1,0 +1,623 @@
+"""A mini-language world: plain English words, a small grammar, and GLUE's eight tasks in GLUE's own formats.
+
+**The words.** Some 50 nouns in eight classes (doctors, dogs, ships, soups ...), 24 verbs, 40 adjectives and 8 adverbs. Every one is
+a *concept* with two names (``doctor`` / ``physician``); a noun's class has a name of its own (``worker``, ``vehicle``), and
+verbs, adjectives and adverbs come in opposites (``find`` / ``lose``). 24 adjectives and four verbs are good or bad.
+
+**The sentences.** ``the old doctor finds a red ship``: a subject that is alive, a verb, an object of a class that the verb likes,
+now and then an adverb (in front or at the end), a negation, or a place (``near the huts``). Number agrees, so
+``the doctor near the huts find a ship`` is bad English here as elsewhere.
+
+**The corpus.** `documents` gives pairs of sentences, the second opened by a connective that says how it follows from the first:
+``namely`` the same in other words, ``so`` something more general, ``but`` the opposite, ``perhaps`` something that may or may
+not hold, ``likewise`` one thing changed, ``partly`` two things changed, ``meanwhile`` something unrelated, ``indeed`` an answer
+to a question, ``anyway`` no answer, ``moreover`` more of the same sentiment, ``nevertheless`` the other sentiment. Reading it teaches
+an encoder what words mean without a single label; see `ether.foundation.language_encoder`.
+
+**The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts (`held_out`) never occurs
+in a training split, so knowing those words must come from pretraining; validation and tuning use all words.
+
+| task | sentence pairs | label |
+|---|---|---|
+| cola | one sentence | 1 if well formed (agreement, determiner, order, missing word, lifeless subject) |
+| sst2 | one or two clauses with good and bad words, ``not``, ``but``, ``although`` | 1 if the main clause is positive |
+| mrpc | a sentence in other words, or with one thing changed | 1 if a paraphrase |
+| stsb | sentences with any number of things changed | shared meaning, 0 to 5, with a rater's noise |
+| qqp | two questions, in other words or with one thing changed | 1 if duplicates |
+| mnli | a sentence and a more general one / one that may hold / an opposite | 0 / 1 / 2 |
+| qnli | a question and a sentence that answers it or does not | 0 / 1 |
+| rte | as mnli, entailment or not | 0 / 1 |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ether.errors import one_of
+from ether.results import atomic
+
+__all__ = ["TASKS", "documents", "held_out", "vocabulary", "write"]
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+NOUNS = {
+    "worker": "doctor physician, lawyer attorney, farmer grower, sailor mariner, cook chef, soldier trooper",
+    "youngster": "boy lad, girl lass, baby infant, pupil student, orphan foundling, toddler tot",
+    "animal": "dog hound, horse steed, pig hog, rabbit bunny, donkey mule, rooster cockerel",
+    "vehicle": "car automobile, truck lorry, bicycle bike, plane jet, ship vessel, sled sleigh",
+    "dish": "soup broth, stew casserole, cake gateau, cookie biscuit, pie tart, pancake crepe",
+    "garment": "coat jacket, hat cap, shirt blouse, dress gown, shoe boot, cloak cape",
+    "building": "house home, shop store, church chapel, hut cabin, castle fortress, inn tavern",
+    "tool": "hammer mallet, axe hatchet, spade shovel, bucket pail, brush broom, rope cord",
+}
+ALIVE = ("worker", "youngster", "animal")
+VERBS = {  # opposites, and the classes of their objects
+    "praise commend / blame scold": "worker youngster dish",
+    "love adore / hate detest": "worker youngster animal vehicle dish garment building tool",
+    "find discover / lose misplace": "animal vehicle dish garment tool",
+    "buy purchase / sell trade": "animal vehicle dish garment building tool",
+    "clean wash / soil stain": "vehicle garment building tool",
+    "fix repair / break damage": "vehicle building tool",
+    "show reveal / hide conceal": "animal vehicle dish garment tool",
+    "lift raise / lower drop": "dish garment tool",
+    "push shove / pull drag": "animal vehicle tool",
+    "help assist / hinder obstruct": "worker youngster animal",
+    "build construct / destroy wreck": "vehicle building",
+    "follow chase / avoid evade": "worker youngster animal vehicle",
+}
+PLAIN_ADJECTIVES = (
+    "big large / small little, old aged / young youthful, tall lofty / short stubby, heavy weighty / light feathery, "
+    "wide broad / narrow slim, rich wealthy / poor needy, wet damp / dry parched, strong sturdy / weak frail"
+)
+POLAR_ADJECTIVES = (  # good / bad
+    "good great / bad awful, kind gentle / cruel nasty, happy cheerful / sad gloomy, clever brilliant / stupid foolish, "
+    "lovely charming / ugly hideous, honest sincere / deceitful crooked, superb splendid / terrible dreadful, "
+    "pleasant delightful / annoying tiresome, brave bold / cowardly timid, neat tidy / messy sloppy, "
+    "polite courteous / rude impolite, lively exciting / dull boring"
+)
+POLAR_VERBS = ("praise", "love")
+ADVERBS = (
+    "quickly swiftly / slowly sluggishly, often frequently / seldom rarely, loudly noisily / quietly silently, "
+    "openly publicly / secretly covertly"
+)
+INTENSIFIERS = ("very", "quite", "rather")
+PREPOSITIONS = ("near", "behind", "beside")
+CONNECTIVES = {
+    "paraphrase": ("namely", "meaning"),
+    "entailment": ("so", "hence"),
+    "contradiction": ("but", "yet"),
+    "neutral": ("perhaps", "maybe"),
+    "one-changed": ("likewise", "similarly"),
+    "two-changed": ("partly", "somewhat"),
+    "unrelated": ("meanwhile", "elsewhere"),
+    "answer": ("indeed", "certainly"),
+    "no-answer": ("anyway", "besides"),
+    "same-sentiment": ("moreover", "furthermore"),
+    "other-sentiment": ("nevertheless", "however"),
+}
+FUNCTION_WORDS = ("the", "a", "an", "two", "is", "are", "does", "do", "not", "and", "although", "who", "what", "?", ",")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What a word means: two (for a class of nouns one) names, and its place among the others."""
+
+    names: tuple[str, ...]
+    kind: str  # noun, class, verb, adjective, adverb
+    family: str  # a noun's class; the pair of opposites for the others
+    polarity: int = 0  # +1 good, -1 bad
+
+    def __lt__(self, other: Concept) -> bool:
+        return self.names < other.names
+
+
+def inflect(word: str) -> str:
+    """The plural of a noun, the third person of a verb: in English the same spelling rules."""
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def text(words: list[str]) -> str:
+    """Words as a sentence: the article is ``an`` before a vowel."""
+    vowels = [w.startswith(tuple("aeiou")) or w == "honest" for w in [*words[1:], ""]]
+    return " ".join("an" if word == "a" and vowel else word for word, vowel in zip(words, vowels, strict=True))
+
+
+def _opposites(text: str, kind: str, polar: Callable[[str], bool]) -> list[tuple[Concept, Concept]]:
+    pairs = []
+    for pair in text.split(","):
+        good, bad = (tuple(side.split()) for side in pair.split("/"))
+        sign = int(polar(good[0]))
+        pairs.append((Concept(good, kind, good[0], sign), Concept(bad, kind, good[0], -sign)))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The concepts one may use: all of them, or those left when some are held out."""
+
+    nouns: Mapping[str, tuple[Concept, ...]]  # by class
+    verbs: tuple[Concept, ...]
+    plain: tuple[Concept, ...]
+    polar: tuple[Concept, ...]
+    adverbs: tuple[Concept, ...]
+
+    def concepts(self) -> list[Concept]:
+        return [*(n for nouns in self.nouns.values() for n in nouns), *self.verbs, *self.plain, *self.polar, *self.adverbs]
+
+    def without(self, gone: frozenset[Concept]) -> Lexicon:
+        def keep(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+            return tuple(c for c in concepts if c not in gone)
+
+        return Lexicon(
+            {c: keep(n) for c, n in self.nouns.items()}, keep(self.verbs), keep(self.plain), keep(self.polar), keep(self.adverbs)
+        )
+
+
+CLASSES = {name: Concept((name,), "class", name) for name in NOUNS}
+
+
+@functools.cache
+def lexicon() -> Lexicon:
+    """Every concept of the world."""
+
+    def flat(pairs: list[tuple[Concept, Concept]]) -> tuple[Concept, ...]:
+        return tuple(c for pair in pairs for c in pair)
+
+    return Lexicon(
+        {c: tuple(Concept(tuple(n.split()), "noun", c) for n in names.split(",")) for c, names in NOUNS.items()},
+        flat([p for pair in VERBS for p in _opposites(pair, "verb", POLAR_VERBS.__contains__)]),
+        flat(_opposites(PLAIN_ADJECTIVES, "adjective", lambda _: False)),
+        flat(_opposites(POLAR_ADJECTIVES, "adjective", lambda _: True)),
+        flat(_opposites(ADVERBS, "adverb", lambda _: False)),
+    )
+
+
+@functools.cache
+def _objects(family: str) -> tuple[str, ...]:
+    return next(tuple(classes.split()) for pair, classes in VERBS.items() if pair.split()[0] == family)
+
+
+@functools.cache
+def _opposite(concept: Concept) -> Concept:
+    return next(c for c in lexicon().concepts() if c.kind == concept.kind and c.family == concept.family and c != concept)
+
+
+@functools.cache
+def _heads() -> frozenset[str]:
+    """All nouns and verbs in all forms: what a sentence cannot do without."""
+    names = [n for c in lexicon().concepts() if c.kind in ("noun", "verb") for n in c.names]
+    return frozenset(names) | frozenset(map(inflect, names))
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world, sorted."""
+    words = {w for c in CONNECTIVES.values() for w in c} | {*FUNCTION_WORDS, *INTENSIFIERS, *PREPOSITIONS}
+    for concept in [*lexicon().concepts(), *CLASSES.values()]:
+        words.update(concept.names)
+        if concept.kind in ("noun", "class", "verb"):
+            words.update(map(inflect, concept.names))
+    return sorted(words)
+
+
+@functools.cache
+def _held_out_concepts(seed: int) -> frozenset[Concept]:
+    rng, words, gone = random.Random(f"held-out {seed}"), lexicon(), set[Concept]()
+    for i, nouns in enumerate(words.nouns.values()):
+        gone.update(rng.sample(nouns, 1 + i % 2))  # 12 of 48
+    for concepts in (words.verbs, words.plain, words.polar, words.adverbs):
+        families = sorted({c.family for c in concepts})
+        chosen = set(rng.sample(families, len(families) // 4))  # opposites go together
+        gone.update(c for c in concepts if c.family in chosen)
+    return frozenset(gone)
+
+
+def held_out(seed: int = 0) -> frozenset[str]:
+    """The words (all their forms) that never occur in a training split written with this seed."""
+    names = {n for c in _held_out_concepts(seed) for n in c.names}
+    inflected = {inflect(n) for c in _held_out_concepts(seed) if c.kind in ("noun", "verb") for n in c.names}
+    return frozenset(names | inflected)
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """``the old doctors``."""
+
+    noun: Concept
+    adjective: Concept | None = None
+    plural: bool = False
+
+
+@dataclass(frozen=True)
+class Clause:
+    """``the old doctor near the huts does not find a ship quickly``."""
+
+    subject: Phrase
+    verb: Concept
+    object: Phrase
+    adverb: Concept | None = None
+    negated: bool = False
+    place: Phrase | None = None
+
+
+class Speaker:
+    """Draws sentences over the words of a lexicon and says them."""
+
+    def __init__(self, words: Lexicon, rng: random.Random) -> None:
+        self.words, self.rng = words, rng
+
+    def chance(self, p: float) -> bool:
+        return self.rng.random() < p
+
+    # drawing
+
+    def adjective(self) -> Concept:
+        return self.rng.choice(self.words.plain if self.chance(0.5) else self.words.polar)
+
+    def phrase(self, classes: tuple[str, ...], p_adjective: float = 0.4) -> Phrase:
+        noun = self.rng.choice(self.words.nouns[self.rng.choice(classes)])
+        return Phrase(noun, self.adjective() if self.chance(p_adjective) else None, self.chance(0.3))
+
+    def clause(self, *, negation: float = 0.1, adverb: float = 0.2, place: float = 0.0) -> Clause:
+        verb = self.rng.choice(self.words.verbs)
+        return Clause(
+            self.phrase(ALIVE),
+            verb,
+            self.phrase(_objects(verb.family)),
+            self.rng.choice(self.words.adverbs) if self.chance(adverb) else None,
+            self.chance(negation),
+            self.phrase(("building", "vehicle"), 0.0) if self.chance(place) else None,
+        )
+
+    # saying
+
+    def name(self, concept: Concept, inflected: bool = False) -> str:
+        name = self.rng.choice(concept.names)
+        return inflect(name) if inflected else name
+
+    def say_phrase(self, phrase: Phrase) -> list[str]:
+        article = self.rng.choice(("the", "two") if phrase.plural else ("the", "a"))
+        adjective = [self.name(phrase.adjective)] if phrase.adjective else []
+        return [article, *adjective, self.name(phrase.noun, phrase.plural)]
+
+    def say_verb(self, clause: Clause, plural: bool) -> list[str]:
+        if clause.negated:
+            return ["do" if plural else "does", "not", self.name(clause.verb)]
+        return [self.name(clause.verb, not plural)]
+
+    def say(self, clause: Clause) -> list[str]:
+        place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
+        subject, verb = self.say_phrase(clause.subject) + place, self.say_verb(clause, clause.subject.plural)
+        words = [*subject, *verb, *self.say_phrase(clause.object)]
+        if clause.adverb:
+            adverb = self.name(clause.adverb)
+            words = [adverb, *words] if self.chance(0.3) else [*words, adverb]
+        return words
+
+    def ask(self, clause: Clause, about: str) -> list[str]:
+        """A question about a clause: ``who`` does it, ``what`` it is done to, or ``does`` it happen."""
+        adverb = [self.name(clause.adverb)] if clause.adverb else []
+        if about == "who":
+            return ["who", self.name(clause.verb, True), *self.say_phrase(clause.object), *adverb, "?"]
+        auxiliary = "do" if clause.subject.plural else "does"
+        asked = [auxiliary, *self.say_phrase(clause.subject), self.name(clause.verb)]
+        if about == "what":
+            return ["what", *asked, *adverb, "?"]
+        return [*asked, *self.say_phrase(clause.object), *adverb, "?"]
+
+    # changing
+
+    def other_noun(self, noun: Concept) -> Concept:
+        return self.rng.choice([n for n in self.words.nouns[noun.family] if n != noun])
+
+    def change(self, clause: Clause, slot: str) -> Clause:
+        """The clause with one thing changed into something that neither follows nor contradicts."""
+        if slot == "verb":
+            fits = [
+                v for v in self.words.verbs if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
+            ]
+            return dataclasses.replace(clause, verb=self.rng.choice(fits))
+        if slot in ("subject", "object"):
+            phrase = getattr(clause, slot)
+            return dataclasses.replace(clause, **{slot: dataclasses.replace(phrase, noun=self.other_noun(phrase.noun))})
+        if slot == "adverb":
+            adverbs = [a for a in self.words.adverbs if clause.adverb is None or a.family != clause.adverb.family]
+            return dataclasses.replace(clause, adverb=self.rng.choice(adverbs))
+        side = slot.removesuffix("-adjective")
+        phrase = getattr(clause, side)
+        pool = self.words.plain + self.words.polar
+        fits = [a for a in pool if phrase.adjective is None or a.family != phrase.adjective.family]
+        return dataclasses.replace(clause, **{side: dataclasses.replace(phrase, adjective=self.rng.choice(fits))})
+
+    @staticmethod
+    def slots(clause: Clause) -> list[str]:
+        """What a clause says that could be changed."""
+        slots = ["subject", "verb", "object"]
+        slots += [f"{s}-adjective" for s in ("subject", "object") if getattr(clause, s).adjective]
+        return slots + (["adverb"] if clause.adverb else [])
+
+    def generalise(self, clause: Clause, p: float, keep: str = "") -> Clause:
+        """Drop adjectives and adverb, name classes instead of nouns, each with probability p, but leave the slot `keep` alone."""
+        for side in ("subject", "object"):
+            phrase = getattr(clause, side)
+            if phrase.adjective and keep != f"{side}-adjective" and self.chance(p):
+                phrase = dataclasses.replace(phrase, adjective=None)
+            if keep != side and phrase.noun.kind == "noun" and self.chance(p):
+                phrase = dataclasses.replace(phrase, noun=CLASSES[phrase.noun.family])
+            clause = dataclasses.replace(clause, **{side: phrase})
+        if clause.adverb and keep != "adverb" and self.chance(p):
+            clause = dataclasses.replace(clause, adverb=None)
+        return clause
+
+    # relations: each gives a pair of clauses or of sentences
+
+    def paraphrase(self) -> tuple[list[str], list[str]]:
+        clause = self.clause(place=0.1)
+        first = self.say(clause)
+        return first, next(s for s in iter(lambda: self.say(clause), None) if s != first)
+
+    def changed(self, count: int) -> tuple[list[str], list[str]]:
+        clause = self.clause(place=0.1)
+        other, slots = clause, self.slots(clause)
+        for slot in self.rng.sample(slots, min(count, len(slots))):
+            other = self.change(other, slot)
+        return self.say(clause), self.say(other)
+
+    def unrelated(self) -> tuple[list[str], list[str]]:
+        return self.say(self.clause()), self.say(self.clause())
+
+    def entailment(self) -> tuple[list[str], list[str]]:
+        clause = self.clause(negation=0.0)
+        if self.chance(0.15):  # a denial follows only in other words, or the sign "not" would give the label away
+            clause = dataclasses.replace(clause, negated=True)
+            return self.say(clause), self.say(clause)
+        general = next(c for c in iter(lambda: self.generalise(clause, 0.4), None) if c != clause)
+        return self.say(clause), self.say(general)
+
+    def contradiction(self) -> tuple[list[str], list[str]]:
+        clause = self.clause(negation=0.0)
+        slots = [s for s in self.slots(clause) if s not in ("subject", "object")]
+        slot = self.rng.choice([*slots, "negation"])
+        if slot == "negation":
+            other = dataclasses.replace(self.generalise(clause, 0.2, keep="verb"), negated=True)
+            pair = (clause, other) if self.chance(0.7) else (dataclasses.replace(clause, negated=True), clause)
+            return self.say(pair[0]), self.say(pair[1])
+        other = self.generalise(clause, 0.3, keep=slot)
+        if slot in ("verb", "adverb"):
+            other = dataclasses.replace(other, **{slot: _opposite(getattr(clause, slot))})
+        else:
+            side = slot.removesuffix("-adjective")
+            phrase = getattr(other, side)
+            other = dataclasses.replace(other, **{side: dataclasses.replace(phrase, adjective=_opposite(phrase.adjective))})
+        return self.say(clause), self.say(other)
+
+    def neutral(self) -> tuple[list[str], list[str]]:
+        clause = self.clause(negation=0.0)
+        if self.chance(0.4):  # the second says more than the first
+            general = next(c for c in iter(lambda: self.generalise(clause, 0.4), None) if c != clause)
+            return self.say(general), self.say(clause)
+        slot = self.rng.choice(["subject", "verb", "object", "subject-adjective", "object-adjective"])
+        other = self.change(self.generalise(clause, 0.3, keep=slot), slot)
+        if slot in ("subject", "verb", "object") and self.chance(0.2):
+            other = dataclasses.replace(other, negated=True)
+        return self.say(clause), self.say(other)
+
+    def questions(self, same: bool) -> tuple[list[str], list[str]]:
+        clause, about = self.clause(negation=0.0), self.rng.choice(("who", "what", "does"))
+        if same:
+            first = self.ask(clause, about)
+            return first, next(s for s in iter(lambda: self.ask(clause, about), None) if s != first)
+        return self.ask(clause, about), self.ask(self.change(clause, self.rng.choice(self.asked(clause, about))), about)
+
+    def asked(self, clause: Clause, about: str) -> list[str]:
+        """The slots that a question mentions."""
+        hidden = {"who": "subject", "what": "object", "does": "-"}[about]
+        return [s for s in self.slots(clause) if not s.startswith(hidden)]
+
+    def answer(self, answers: bool) -> tuple[list[str], list[str]]:
+        clause, about = self.clause(negation=0.0), self.rng.choice(("who", "what"))
+        asked = self.asked(clause, about)
+        question = self.ask(clause, about)
+        if not answers:
+            clause = self.change(clause, self.rng.choice(asked))
+        return question, self.say(clause)
+
+    # sentiment
+
+    def feeling(self, polarity: int) -> list[str]:
+        """A clause of the given sentiment: ``the soup is not very good``, ``a cook praises the pie``."""
+        if self.chance(0.2):
+            verbs = [v for v in self.words.verbs if v.polarity == polarity]
+            if verbs:
+                verb = self.rng.choice(verbs)
+                return self.say(Clause(self.phrase(ALIVE, 0.0), verb, self.phrase(_objects(verb.family), 0.0)))
+        phrase = self.phrase(tuple(NOUNS), 0.0)
+        negated = self.chance(0.25)
+        wanted = -polarity if negated else polarity
+        adjective = self.name(self.rng.choice([a for a in self.words.polar if a.polarity == wanted]))
+        words = [*self.say_phrase(phrase), "are" if phrase.plural else "is"]
+        return [*words, *(["not"] if negated else []), *([self.rng.choice(INTENSIFIERS)] if self.chance(0.4) else []), adjective]
+
+    def review(self, polarity: int) -> list[str]:
+        """One or two clauses whose main clause has the given sentiment."""
+        shape = self.rng.choice(("one", "and", "and", "but", "although"))
+        main = self.feeling(polarity)
+        if shape == "one":
+            return main
+        if shape == "and":
+            return [*main, "and", *self.feeling(polarity)]
+        if shape == "but":
+            return [*self.feeling(-polarity), "but", *main]
+        concession = ["although", *self.feeling(-polarity)]
+        return [*concession, ",", *main] if self.chance(0.5) else [*main, *concession]
+
+    def feelings(self, same: bool) -> tuple[list[str], list[str]]:
+        polarity = self.rng.choice((1, -1))
+        return self.feeling(polarity), self.feeling(polarity if same else -polarity)
+
+    # form
+
+    def malformed(self, clause: Clause) -> list[str]:
+        """The clause with one fault of form."""
+        fault = self.rng.choice(("agreement", "agreement", "article", "order", "missing", "lifeless"))
+        if fault == "lifeless":
+            lifeless = tuple(c for c in NOUNS if c not in ALIVE)
+            return self.say(dataclasses.replace(clause, subject=self.phrase(lifeless)))
+        if fault == "agreement":
+            wrong = dataclasses.replace(clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural))
+            place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
+            words = [*self.say_phrase(clause.subject), *place, *self.say_verb(clause, wrong.subject.plural)]
+            return words + self.say_phrase(clause.object) + ([self.name(clause.adverb)] if clause.adverb else [])
+        words = self.say(clause)
+        if fault == "article":
+            articles = [i for i, w in enumerate(words) if w in ("a", "two")] or [0]
+            i = self.rng.choice(articles)
+            words[i] = {"a": "two", "two": "a"}.get(words[i], "not")
+            return words
+        i = self.rng.randrange(len(words) - 1)
+        if fault == "order":
+            words[i], words[i + 1] = words[i + 1], words[i]
+            return words
+        del words[self.rng.choice([i for i, w in enumerate(words) if w in _heads()])]
+        return words
+
+
+# --- corpus -----------------------------------------------------------------------------------------------------------
+
+Pair = tuple[list[str], list[str]]
+_RELATIONS: dict[str, tuple[int, Callable[[Speaker], Pair]]] = {  # name in CONNECTIVES: (how often, maker)
+    "paraphrase": (6, lambda s: s.paraphrase() if s.chance(0.7) else s.questions(same=True)),
+    "entailment": (4, Speaker.entailment),
+    "contradiction": (4, Speaker.contradiction),
+    "neutral": (4, Speaker.neutral),
+    "one-changed": (5, lambda s: s.changed(1) if s.chance(0.6) else s.questions(same=False)),
+    "two-changed": (2, lambda s: s.changed(2)),
+    "unrelated": (2, Speaker.unrelated),
+    "answer": (2, lambda s: s.answer(answers=True)),
+    "no-answer": (2, lambda s: s.answer(answers=False)),
+    "same-sentiment": (3, lambda s: s.feelings(same=True)),
+    "other-sentiment": (2, lambda s: s.feelings(same=False)),
+}
+
+
+def documents(seed: int = 0) -> Iterator[tuple[str, str]]:
+    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective that relates it to the first."""
+    rng = random.Random(f"corpus {seed}")
+    speaker = Speaker(lexicon(), rng)
+    relations, weights = list(_RELATIONS), [weight for weight, _ in _RELATIONS.values()]
+    while True:
+        for relation in rng.choices(relations, weights, k=256):
+            first, second = _RELATIONS[relation][1](speaker)
+            yield text(first), text([rng.choice(CONNECTIVES[relation]), *second])
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def _cola(s: Speaker, label: int) -> Pair:
+    clause = s.clause(place=0.4)
+    return (s.say(clause) if label else s.malformed(clause)), []
+
+
+def _stsb(s: Speaker) -> tuple[Pair, float]:
+    """A pair with any number of things changed; the score is the share of meaning kept: nouns and verb count 1, the rest 1/2."""
+    clause = s.clause(adverb=0.1)
+    rate = s.rng.random()
+    other, total, lost = clause, 0.0, 0.0
+    for slot in s.slots(clause):
+        weight = 1.0 if slot in ("subject", "verb", "object") else 0.5
+        total += weight
+        if s.chance(rate):
+            other, lost = s.change(other, slot), lost + weight
+    score = 5 * (1 - lost / total) + s.rng.gauss(0, 0.3)
+    return (s.say(clause), s.say(other)), round(min(5.0, max(0.0, score)) * 5) / 5  # ratings come in fifths
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of GLUE's tasks: its text columns, its labels' names (none: a score), and how to make an example with a given label."""
+
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    make: Callable[[Speaker, int], Pair]
+    validation: str = "validation"
+
+
+_MNLI = (Speaker.entailment, Speaker.neutral, Speaker.contradiction)
+
+TASKS: dict[str, Task] = {
+    "cola": Task(("sentence",), ("unacceptable", "acceptable"), _cola),
+    "sst2": Task(("sentence",), ("negative", "positive"), lambda s, label: (s.review(1 if label else -1), [])),
+    "mrpc": Task(
+        ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), lambda s, label: s.paraphrase() if label else s.changed(1)
+    ),
+    "stsb": Task(("sentence1", "sentence2"), (), lambda s, _: s.unrelated()),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), lambda s, label: s.questions(same=bool(label))),
+    "mnli": Task(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        lambda s, label: _MNLI[label](s),
+        "validation_matched",
+    ),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), lambda s, label: s.answer(answers=not label)),
+    "rte": Task(
+        ("sentence1", "sentence2"),
+        ("entailment", "not_entailment"),
+        lambda s, label: s.entailment() if not label else s.rng.choice(_MNLI[1:])(s),
+    ),
+}
+
+SIZES = {"train": 2000, "validation": 400, "tuning": 400}
+
+
+def examples(task: str, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The examples of a task by split (`train`, `validation`, `tuning`), labels balanced, no text in two splits."""
+    if task not in TASKS:
+        raise one_of("task", task, TASKS, "the mini-language world")
+    spec, seen, splits = TASKS[task], set[tuple[str, ...]](), {}
+    known = lexicon().without(_held_out_concepts(seed))
+    for split, size in ({**SIZES, **(sizes or {})}).items():
+        rng = random.Random(f"{task} {split} {seed}")
+        speaker = Speaker(known if split == "train" else lexicon(), rng)
+        rows: list[dict[str, Any]] = []
+        while len(rows) < size:
+            label: int | float = len(rows) % max(1, len(spec.labels))
+            pair, label = (spec.make(speaker, int(label)), label) if spec.labels else _stsb(speaker)
+            texts = tuple(text(words) for words in pair[: len(spec.columns)])
+            if texts not in seen:
+                seen.add(texts)
+                rows.append({**dict(zip(spec.columns, texts, strict=True)), "label": label})
+        rng.shuffle(rows)
+        splits[split] = [{**row, "idx": i} for i, row in enumerate(rows)]
+    return splits
+
+
+def write(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
+    """Write the eight tasks as a hub mirror: ``<folder>/datasets/world/glue/<task>/<split>.parquet``.
+
+    The splits are `train`, `validation` (`validation_matched` for mnli, as in GLUE) and `tuning`, which is drawn as validation is and serves
+    to choose learning rates. `sizes` gives the examples a split (default 2000, 400, 400). Same seed and sizes, same bytes.
+    """
+    from datasets import ClassLabel, Dataset, Features, Value  # here, for it takes a second to import
+
+    for split in set(sizes or {}) - set(SIZES):
+        raise one_of("split", split, SIZES, "the sizes of the mini-language world")
+    for name, task in TASKS.items():
+        label = ClassLabel(names=list(task.labels)) if task.labels else Value("float32")
+        features = Features({**{c: Value("string") for c in task.columns}, "label": label, "idx": Value("int32")})
+        target = Path(folder) / "datasets" / "world" / "glue" / name
+        target.mkdir(parents=True, exist_ok=True)
+        for split, rows in examples(name, seed, sizes).items():
+            final = target / f"{task.validation if split == 'validation' else split}.parquet"
+            with atomic(final) as partial:
+                Dataset.from_list(rows, features=features).to_parquet(partial)

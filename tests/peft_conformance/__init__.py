@@ -1,0 +1,1 @@
+"""PEFT's own tests, run against this package's tuners."""

@@ -1,0 +1,195 @@
+"""published.yaml against the paper's own text, and against itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from ether.errors import ConfigurationError
+from ether.paper.published import PublishedTable, load, number, prints_as
+
+TABLES = [f"table{i}" for i in range(1, 13)]
+ARROWS = {"↑": "higher", "↓": "lower", r"\uparrow": "higher", r"\downarrow": "lower"}
+
+
+# --- the paper's text ------------------------------------------------------------------------------------------------
+
+
+def paper_text() -> str:
+    default = Path(__file__).resolve().parents[2] / "shared" / "paper" / "paper.txt"
+    path = Path(os.environ.get("ETHER_PAPER", default))
+    if not path.is_file():
+        pytest.skip("the paper's text is not here: set ETHER_PAPER to a text version with tab-separated tables")
+    return path.read_text(encoding="utf-8")
+
+
+def plain(cell: str) -> str:
+    """A heading or label without its markup: 'LoRA $_{r=8}$' -> 'LoRA r=8'."""
+    cell = re.sub(r"</?i>|\*|\\text|\\uparrow|\\downarrow|[↑↓]", "", cell)
+    cell = re.sub(r"[$_^{}]", " ", cell)
+    return re.sub(r"\s*=\s*", "=", " ".join(cell.split()))
+
+
+def printed_table(text: str, name: str) -> tuple[list[list[str]], list[tuple[str, str, list[str]]]]:
+    """Heading lines, and body rows (label, setting, cells) of one table, as the text has them."""
+    lines = text.splitlines()
+    (start,) = [i for i, line in enumerate(lines) if line.startswith(f"Table {name.removeprefix('table')}. ")]
+    block = []
+    for line in lines[start + 2 :]:
+        if not line.strip():
+            break
+        block.append(line.split("\t"))
+    first_body = next(i for i, cells in enumerate(block) if re.fullmatch(r"[-\d.]+(e-\d|M|%)?", cells[-1].strip()))
+    with_setting = name == "table7"
+    label = ""
+    body = []
+    for cells in block[first_body:]:
+        label = plain(cells[0]) or label  # Table 7 prints the method once for its five lines
+        setting, values = (cells[1], cells[2:]) if with_setting else ("", cells[1:])
+        body.append((label, setting, [value.strip() for value in values]))
+    headings = [cells[2 if with_setting else 1 :] for cells in block[:first_body]]
+    for i, above in enumerate(headings[0]):
+        if not headings[-1][i].strip():  # a heading that spans both lines (Table 12's "#params") is no group
+            headings[-1][i], headings[0][i] = above, "none"
+    return headings, body
+
+
+def as_printed(table: PublishedTable) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """Our data in the paper's layout: column headings and body rows."""
+    headings = [column.printed or column.name for column in table.columns]
+    body = [(row.printed, row.setting, list(row.values)) for row in table.rows]
+    if table.name == "table8":  # printed with the methods as columns
+        transposed = [(h, "", [values[i] for _, _, values in body]) for i, h in enumerate(headings)]
+        return [label for label, _, _ in body], transposed
+    return headings, body
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_equals_the_papers(name: str) -> None:
+    headings, body = printed_table(paper_text(), name)
+    our_headings, our_body = as_printed(load()[name])
+    assert our_headings == [plain(cell) for cell in headings[-1]]
+    assert our_body == body  # labels, settings, every cell, in order: nothing missing and nothing extra
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_directions_and_groups_equal_the_papers(name: str) -> None:
+    headings, _ = printed_table(paper_text(), name)
+    table = load()[name]
+    if name == "table8":
+        pytest.skip("Table 8's headings are methods")
+    for column, cell in zip(table.columns, headings[-1], strict=True):
+        printed = [better for mark, better in ARROWS.items() if mark in cell]
+        assert printed in ([], [column.better])
+    if len(headings) > 1:
+        group, groups = "", []
+        for cell in headings[0]:
+            group = cell.strip() or group
+            groups.append("" if group == "none" else group)
+        assert [column.group for column in table.columns] == groups
+
+
+def test_the_text_holds_exactly_twelve_tables() -> None:
+    found = re.findall(r"^Table (\d+)\. ", paper_text(), re.MULTILINE)
+    assert [f"table{i}" for i in sorted(map(int, found))] == sorted(load(), key=lambda name: int(name[5:]))
+
+
+# --- without the paper's text ----------------------------------------------------------------------------------------
+
+
+def test_same_metric_has_the_same_direction_everywhere() -> None:
+    directions: dict[str, set[str]] = {}
+    for table in load().values():
+        for column in table.columns:
+            directions.setdefault(column.printed or column.name, set()).add(column.better)
+    tasks = {column.name for column in load()["table7"].columns}  # hyperparameters there, scores in Table 4
+    assert all(len(found) == 1 for name, found in directions.items() if name not in tasks)
+
+
+@pytest.mark.parametrize("method", load()["table4"].methods)
+def test_glue_averages_recompute(method: str) -> None:
+    table = load()["table4"]
+    tasks = [column.name for column in table.columns if column.kind == "percent" and column.name != "Avg"]
+    scores = [table.value(method, task) or 0.0 for task in tasks]
+    assert len(scores) == 8
+    assert sum(scores) / 8 == pytest.approx(table.value(method, "Avg"), abs=0.0051)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "copy", "method", "columns"),
+    [
+        ("table2", "table11", "ETHER+", ["#params", "DINO", "CLIP-I"]),
+        ("table2", "table6", "OFT n=4", ["DINO", "CLIP-I", "CLIP-T", "LPIPS"]),
+        ("table3", "table6", "OFT n=4", ["mIoU", "Acc", "FID"]),
+        ("table5", "table10", "ETHER+ n=32", ["#params", "MMLU", "ARC", "Tru-1", "Tru-2"]),
+    ],
+)
+def test_results_printed_twice_agree(source: str, copy: str, method: str, columns: list[str]) -> None:
+    for column in columns:
+        assert load()[source].printed(method, column) == load()[copy].printed(method, column)
+
+
+def test_table10_repeats_the_tflops_of_table1() -> None:
+    for method in load()["table10"].methods:
+        assert load()["table10"].printed(method, "TFLOPs") == load()["table1"].printed(method, "Llama-2-7B TFLOPs")
+
+
+def test_relative_drops_recompute_except_two_misprints() -> None:
+    table = load()["table1"]
+    off = set()
+    for model in ("Phi-1.5", "Llama-2-7B"):
+        for method in table.methods:
+            drop = table.value(method, f"{model} rel. drop")
+            if drop is not None:
+                whole = table.value(f"{method.split()[0]} n=1", f"{model} TFLOPs") or 0.0
+                recomputed = 100 * ((table.value(method, f"{model} TFLOPs") or 0.0) / whole - 1)
+                if round(recomputed) != drop:
+                    off.add((model, method, round(recomputed, 2), drop))
+    assert off == {("Llama-2-7B", "ETHER n=32", -67.46, -68.0), ("Llama-2-7B", "ETHER+ n=32", -82.5, -83.0)}
+
+
+@pytest.mark.parametrize(
+    ("printed", "value"),
+    [("0.09M", 90_000), ("184M", 184e6), ("90.10", 90.1), ("-23%", -23), ("6e-3", 0.006), ("0", 0), ("-", None)],
+)
+def test_printed_strings_become_numbers(printed: str, value: float | None) -> None:
+    assert number(printed) == value
+
+
+@pytest.mark.parametrize(
+    ("exact", "printed", "verdict"),
+    [
+        (85_251, "0.09M", "match"),
+        (82_944, "0.09M", "mismatch"),
+        (82_944, "0.08M", "match"),
+        (1_048_576, "1.04M", "truncated"),
+        (1_048_576, "1.05M", "match"),
+        (2_097_152, "2.09M", "truncated"),
+        (11_652_096, "11.6M", "truncated"),
+        (11_602_368, "11.6M", "match"),
+        (184_424_451, "184M", "match"),
+        (95_000, "0.10M", "match"),  # a half rounds up
+        (0, "0", "match"),
+        (278_528, "1.05M", "mismatch"),
+        (25.2598, "25.26", "match"),
+        (7.737, "25.26", "mismatch"),
+        (-67.46, "-68%", "mismatch"),
+    ],
+)
+def test_prints_as(exact: float, printed: str, verdict: str) -> None:
+    assert prints_as(exact, printed) == verdict
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
+    table = load()["table4"]
+    with pytest.raises(ConfigurationError, match="ETHER\\+"):
+        table.value("ETHRE+", "Avg")
+    with pytest.raises(ConfigurationError, match="MNLI"):
+        table.value("ETHER", "MNIL")
+    with pytest.raises(ConfigurationError, match="Learning Rate"):
+        load()["table7"].value("ETHER", "MNLI")
+    with pytest.raises(ConfigurationError, match="not a number"):
+        number("n/a")
