@@ -29,7 +29,7 @@ EXPERIMENTS = ("glue",)  # the sections of a scale that hold an experiment
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML in which a key given twice is an error rather than silently the last one."""
 
 
@@ -63,15 +63,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+@functools.cache
+def _schema(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A schema with the definitions of ``scale.schema.yaml``, which the two share, and those definitions."""
+    shared = read_yaml(WORKFLOW / "schemas" / "scale.schema.yaml")["$defs"]
+    definition = read_yaml(WORKFLOW / "schemas" / f"{name}.schema.yaml")
+    return definition | {"$defs": shared | definition.get("$defs", {})}, shared
+
+
 def validate(content: Mapping[str, Any], schema: str, where: Path) -> None:
     """Checks a mapping against ``workflow/schemas/<schema>.schema.yaml``.
 
     Raises:
         ConfigurationError: names the file, the key and what is allowed there.
     """
-    definition = read_yaml(WORKFLOW / "schemas" / f"{schema}.schema.yaml")
-    shared = read_yaml(WORKFLOW / "schemas" / "scale.schema.yaml")["$defs"]
-    definition["$defs"] = shared | definition.get("$defs", {})
+    definition, shared = _schema(schema)
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(definition).iter_errors(content))
     if error is None:
         return

@@ -68,7 +68,9 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
         if name not in known:
             raise one_of("parameter", name, known, str(source))
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    partial = output.with_name(f".partial.{output.name}")
+    # Nobody watches the bars of an executed notebook, and a missing widget library is no news there.
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
     try:
         papermill.execute_notebook(
             str(source),
@@ -79,6 +81,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             log_output=False,
             cwd=str(Path.cwd()),
             autosave_cell_every=30,
+            extra_arguments=["--log-level=ERROR"],  # of the kernel
         )
     except PapermillExecutionError as error:
         # An EtherError is one paragraph that says all; anything else needs its traceback.

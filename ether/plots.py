@@ -52,31 +52,40 @@ def score_against_parameters(table: pd.DataFrame, scale: Scale, column: str = "A
         colour, marker = style(str(label))
         spread = [[max(row.score - row.low, 0)], [max(row.high - row.score, 0)]] if np.isfinite(row.low) else None
         axes.errorbar(row.parameters, row.score, yerr=spread, color=colour, marker=marker, ms=7, capsize=3, lw=1.2)
-    _label_points(axes, rows)
     axes.set_xscale("log")
     axes.set_xlabel("trainable parameters at the paper's architecture")
     axes.set_ylabel(f"{column} at scale {scale.name!r}")
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.08, y=0.12)
     axes.grid(alpha=0.25)
+    _label_points(axes, rows)
     return figure
 
 
 def _label_points(axes: matplotlib.axes.Axes, rows: pd.DataFrame) -> None:
-    """Names beside the points; neighbours that would overlap are pushed apart vertically and tied by a thin line."""
+    """Names in a column at the right edge, in the order of the scores, each tied to its point by a thin line: points
+    that lie on each other stay legible."""
     if rows.empty:
         return
-    span = max(rows["score"].max() - rows["score"].min(), 1e-6)
-    least = 0.06 * span
-    placed: list[tuple[float, float]] = []
-    for label, row in rows.sort_values("score").iterrows():
-        x, y = np.log10(max(row.parameters, 1.0)), float(row.score)
-        clashes = [py for px, py in placed if abs(px - x) < 0.9]
-        while any(abs(y - py) < least for py in clashes):
-            y += least / 4
-        placed.append((x, y))
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    ordered = rows.sort_values("score")
+    least = (high - low) / max(len(ordered) + 1, 16)
+    heights: list[float] = []
+    for score in ordered["score"]:
+        heights.append(max(float(score), heights[-1] + least if heights else low + least / 2))
+    overflow = heights[-1] - (high - least / 2)
+    if overflow > 0:  # push the column down again, from the top
+        limit = high - least / 2
+        for i in range(len(heights) - 1, -1, -1):
+            heights[i] = min(heights[i], limit)
+            limit = heights[i] - least
+    edge = right * (right / left) ** 0.03
+    for (label, row), height in zip(ordered.iterrows(), heights, strict=True):
         colour, _ = style(str(label))
         axes.annotate(
-            str(label), (row.parameters, row.score), xytext=(row.parameters * 1.18, y), textcoords="data",
-            color=colour, fontsize=9, va="center",
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour, "alpha": 0.6} if y - row.score > least else None,
+            str(label), (row.parameters, row.score), xytext=(edge, height), textcoords="data", color=colour, fontsize=9,
+            va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "alpha": 0.5, "shrinkA": 1, "shrinkB": 4},
         )  # fmt: skip
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)

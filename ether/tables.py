@@ -93,7 +93,7 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
     for method in methods.values():
         label = method["label"]
         count = parameters.count(method, architecture)
-        note = f"PEFT trains {count.peft:,} (classifier included)"
+        note = f"trained in fact, classifier included: {count.peft:,}"
         printed = paper.printed(label, "#params") if label in paper.methods else ""
         if printed:
             verdict = {

@@ -26,6 +26,7 @@ class Architecture:
     model_type: str  # key of ether.layer_sets.LAYER_SETS
     layer_set: str  # the set the paper adapts, unless a caller names another
     source: str  # where the configuration values come from
+    layers: int = 0  # number of its transformer layers, where they are all alike
     head: tuple[str, ...] = ()  # modules that a task adds and trains in full
     peft_options: tuple[tuple[str, Any], ...] = ()  # e.g. the task type, by which PEFT finds the head to train
 
@@ -34,7 +35,6 @@ class Architecture:
 DEBERTA_V3_BASE: dict[str, Any] = {
     "vocab_size": 128_100,
     "hidden_size": 768,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "max_position_embeddings": 512,
@@ -52,7 +52,6 @@ LLAMA_2_7B: dict[str, Any] = {
     "vocab_size": 32_000,
     "hidden_size": 4096,
     "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
@@ -62,7 +61,6 @@ PHI_1_5: dict[str, Any] = {
     "vocab_size": 51_200,
     "hidden_size": 2048,
     "intermediate_size": 8192,
-    "num_hidden_layers": 24,
     "num_attention_heads": 32,
     "partial_rotary_factor": 0.5,
     "max_position_embeddings": 2048,
@@ -70,7 +68,6 @@ PHI_1_5: dict[str, Any] = {
 }
 VIT_B16: dict[str, Any] = {
     "hidden_size": 768,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "image_size": 224,
@@ -87,28 +84,32 @@ SD15_UNET: dict[str, Any] = {
 }
 
 
-def _deberta_v3_base(num_labels: int = 3) -> nn.Module:
+def _deberta_v3_base(num_labels: int = 3, layers: int = 12) -> nn.Module:
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-    return DebertaV2ForSequenceClassification(DebertaV2Config(**{**DEBERTA_V3_BASE, "num_labels": num_labels}))
+    config = DebertaV2Config(**{**DEBERTA_V3_BASE, "num_labels": num_labels, "num_hidden_layers": layers})
+    return DebertaV2ForSequenceClassification(config)
 
 
-def _llama_2_7b() -> nn.Module:
+def _llama_2_7b(layers: int = 32, attention: str = "eager") -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(**LLAMA_2_7B))
+    config = LlamaConfig(**{**LLAMA_2_7B, "num_hidden_layers": layers, "attn_implementation": attention})
+    return LlamaForCausalLM(config)
 
 
-def _phi_1_5() -> nn.Module:
+def _phi_1_5(layers: int = 24, attention: str = "eager") -> nn.Module:
     from transformers import PhiConfig, PhiForCausalLM
 
-    return PhiForCausalLM(PhiConfig(**PHI_1_5))
+    config = PhiConfig(**{**PHI_1_5, "num_hidden_layers": layers, "attn_implementation": attention})
+    return PhiForCausalLM(config)
 
 
-def _vit_b16(num_labels: int = 0) -> nn.Module:
+def _vit_b16(num_labels: int = 0, layers: int = 12) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    return ViTForImageClassification(ViTConfig(**{**VIT_B16, "num_labels": num_labels}))  # 0 labels: no head
+    config = ViTConfig(**{**VIT_B16, "num_labels": num_labels, "num_hidden_layers": layers})  # 0 labels: no head
+    return ViTForImageClassification(config)
 
 
 def _sd15_unet() -> Any:
@@ -135,13 +136,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         "deberta-v2",
         "all-linear",
         "config.json of microsoft/deberta-v3-base",
+        12,
         head=("classifier",),
         peft_options=(("task_type", "SEQ_CLS"),),
     ),
-    "llama-2-7b": Architecture(_llama_2_7b, "llama", "query-value", "config.json of meta-llama/Llama-2-7b-hf"),
-    "phi-1.5": Architecture(_phi_1_5, "phi", "query-value", "config.json of microsoft/phi-1_5"),
+    "llama-2-7b": Architecture(_llama_2_7b, "llama", "query-value", "config.json of meta-llama/Llama-2-7b-hf", 32),
+    "phi-1.5": Architecture(_phi_1_5, "phi", "query-value", "config.json of microsoft/phi-1_5", 24),
     "vit-b16": Architecture(
-        _vit_b16, "vit", "all-linear", "config.json of google/vit-base-patch16-224-in21k", head=("classifier",)
+        _vit_b16, "vit", "all-linear", "config.json of google/vit-base-patch16-224-in21k", 12, head=("classifier",)
     ),
     "sd15-unet": Architecture(
         _sd15_unet, "unet", "attention", "unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -165,18 +167,19 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def meta_model(name: str, **head: int) -> nn.Module:
-    """The model `name` of ARCHITECTURES on the meta device, every parameter frozen or not as its library leaves it.
+def meta_model(name: str, **size: Any) -> nn.Module:
+    """The model `name` of ARCHITECTURES on the meta device, as its library builds it.
 
-    `head` goes to its builder: num_labels for deberta-v3-base (default 3, MNLI's) and vit-b16 (default 0, no head).
-    Raises ConfigurationError for an unknown architecture or a head that it has not.
+    `size` goes to its builder: `layers` for fewer transformer layers (not the UNet), `num_labels` for the head of
+    deberta-v3-base (default 3, MNLI's) and vit-b16 (default 0, no head). Raises ConfigurationError for an unknown
+    architecture, or one that does not take such a size.
     """
     entry = architecture(name)
     with torch.device("meta"), quiet():
         try:
-            return entry.build(**head)
+            return entry.build(**size)
         except TypeError as error:
-            raise ConfigurationError(f"{name} takes no such head {head}: {error}.") from error
+            raise ConfigurationError(f"The architecture {name} does not take {size}: {error}.") from error
 
 
 @contextlib.contextmanager

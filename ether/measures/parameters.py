@@ -258,11 +258,13 @@ def count(
     set_name = layer_set or how.get("layers") or entry.layer_set
 
     if adapt is not None:
-        trained = trainable(_on_meta(lambda bare: adapt(bare, how), architecture_name, head))
+        trained = _trained(lambda bare: adapt(bare, how), architecture_name, head)
     elif how["kind"] == "peft":
         pattern = layer_set_pattern(entry.model_type, set_name)
         config = {key: _value(value) for key, value in (how.get("config") or {}).items()}
-        trained = _peft_count(architecture_name, how["type"], json.dumps(config), pattern, tuple(head.items()))
+        trained = _peft_count(
+            architecture_name, how["type"], json.dumps(config, sort_keys=True), pattern, tuple(head.items())
+        )
     elif how["kind"] in ("full", "none"):
         trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
     else:
@@ -271,7 +273,7 @@ def count(
         def own(bare: nn.Module) -> nn.Module:
             return methods.adapt(bare, how, layers=set_name, head=entry.head)
 
-        trained = trainable(_on_meta(own, architecture_name, head))
+        trained = _trained(own, architecture_name, head)
 
     declared = method.get("parameters") or {}
     named = convention or declared.get("convention") or ""
@@ -299,6 +301,8 @@ def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tupl
     """What `get_nb_trainable_parameters` says of the adapter put on the meta model (cached: pure in its arguments)."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
 
+    import ether.boft  # noqa: F401 - else PEFT drops BOFT's second butterfly factor where it cannot compile CUDA
+
     known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if peft_type not in known:
         raise one_of("PEFT type", peft_type, known, "adapt.type")
@@ -307,17 +311,34 @@ def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tupl
         peft_config = known[peft_type](**settings)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"PEFT's {peft_type} does not take the settings {settings}: {error}") from error
-    adapted: Any = _on_meta(lambda bare: get_peft_model(bare, peft_config), name, dict(head))
-    return int(adapted.get_nb_trainable_parameters()[0])
+
+    def put(bare: Any) -> nn.Module:
+        return get_peft_model(bare, peft_config)
+
+    return _trained(put, name, dict(head), lambda adapted: adapted.get_nb_trainable_parameters()[0])
 
 
-def _on_meta(adapt: Callable[[nn.Module], nn.Module], name: str, head: Mapping[str, int]) -> nn.Module:
-    """`adapt` on a fresh meta model, with new tensors on the meta device, or on the CPU where a tuner reads values."""
-    with quiet():
-        try:
-            with torch.device("meta"):
-                return adapt(meta_model(name, **head))
-        except (RuntimeError, NotImplementedError) as error:
-            if "meta" not in str(error):
-                raise
-            return adapt(meta_model(name, **head))  # BOFT builds its permutations from values
+def _trained(
+    adapt: Callable[[nn.Module], nn.Module],
+    name: str,
+    head: Mapping[str, int],
+    measure: Callable[[Any], int] = trainable,
+) -> int:
+    """`measure` of a fresh meta model after `adapt`, with the adapter's tensors on the meta device where that works."""
+
+    def on(device: str, **layers: int) -> int:
+        bare = meta_model(name, **head, **layers)
+        with torch.device(device), quiet():
+            return measure(adapt(bare))
+
+    try:
+        return on("meta")
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+    # BOFT reads the values of its d x d permutations, so they must exist. Transformer layers are alike: two will do.
+    total = architecture(name).layers
+    if not total:
+        return on("cpu")
+    one, two = on("cpu", layers=1), on("cpu", layers=2)
+    return one + (total - 1) * (two - one)

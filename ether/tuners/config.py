@@ -104,8 +104,8 @@ class EtherConfig(MultiplicativeConfig):
     Args:
         relaxed: False for ETHER, H = I - 2uu^T; True for ETHER+, H+ = I - uu^T + vv^T.
         sides: the sides of the weight that are transformed: "input" (the paper's H), "output" (its H~, applied before
-            the bias) or "both"; None means "input" for ETHER and "both" for ETHER+, as in the paper. Parameters: d for the
-            input, f for the output, twice that for ETHER+; the same for any `n_blocks`.
+            the bias) or "both"; None means "input" for ETHER and "both" for ETHER+, as in the paper. Parameters: d for
+            the input, f for the output, twice that for ETHER+; the same for any `n_blocks`.
         layout: what n > 1 blocks mean on the input side. "diagonal" is the paper's block-diagonal H^B (Sec. 3.4);
             "release" is what the authors' released code computes, where each of n groups of output rows has its own
             (d/n)-dimensional reflection, repeated n times. The same for n = 1 and on the output side. "release" needs

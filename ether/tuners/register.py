@@ -41,8 +41,8 @@ def register(name: str, config_cls: type[Any], model_cls: type[Any]) -> None:
         if known.__module__ != config_cls.__module__:
             raise ConfigurationError(
                 f"peft {peft.__version__} already has a method called {name!r} ({known.__module__}."
-                f"{known.__qualname__}), so this package cannot add its own. Use peft's method instead of `import ether`, or install a peft "
-                "version that this package was made for."
+                f"{known.__qualname__}), so this package cannot add its own. Use peft's method instead of `import "
+                "ether`, or install a peft version that this package was made for."
             )
         for mapping in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
             mapping.pop(member, None)

@@ -14,19 +14,20 @@ from pathlib import Path
 import peft
 
 PACKAGE = "peft_source_tests"
+CACHE = Path(__file__).parents[2] / ".pytest_cache" / "peft-source"
 
 
 class Unavailable(Exception):
     """PEFT's tests cannot be had here; the message says why and what to do."""
 
 
-def find(cache: Path) -> Path:
+def find() -> Path:
     """The unpacked source distribution of the installed PEFT: PEFT_SOURCE, else the cache, else downloaded into it.
 
     Raises Unavailable where there is neither a folder nor a network, or where the folder is of another version.
     """
     given = os.environ.get("PEFT_SOURCE")
-    folder = Path(given) if given else cache / f"peft-{peft.__version__}"
+    folder = Path(given) if given else CACHE / f"peft-{peft.__version__}"
     if not given and not folder.is_dir():
         download(folder)
     if not (folder / "tests" / "test_custom_models.py").is_file():
@@ -55,8 +56,8 @@ def download(folder: Path) -> None:
         archives = list(Path(temporary).glob("peft-*.tar.gz"))
         if got.returncode or not archives:
             raise Unavailable(
-                f"pip could not download the source of {name}: {(got.stderr.strip().splitlines() or ['no output'])[-1]} "
-                "Set PEFT_SOURCE to its unpacked folder."
+                f"pip could not download the source distribution of {name}: "
+                f"{(got.stderr.strip().splitlines() or ['no output'])[-1]} Set PEFT_SOURCE to its unpacked folder."
             )
         with tarfile.open(archives[0]) as archive:
             archive.extractall(temporary, filter="data")
@@ -67,11 +68,11 @@ def download(folder: Path) -> None:
                 raise
 
 
-def load(folder: Path, module: str) -> types.ModuleType:
-    """Import tests/<module>.py of PEFT's source; its relative imports find its neighbours."""
+def load(module: str) -> types.ModuleType:
+    """Import tests/<module>.py of PEFT's source; its relative imports find its neighbours. Raises Unavailable."""
     if PACKAGE not in sys.modules:
         package = types.ModuleType(PACKAGE)
-        package.__path__ = [str(folder / "tests")]
+        package.__path__ = [str(find() / "tests")]
         sys.modules[PACKAGE] = package
     try:
         return importlib.import_module(f"{PACKAGE}.{module}")

@@ -1,0 +1,148 @@
+"""Scales and methods: what is written in workflow/ is valid, says what the paper says, and wrong input is explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ether import config, methods
+from ether.errors import ConfigurationError, MissingResourceError
+from ether.paper import published
+
+
+@pytest.mark.parametrize("name", config.scale_names())
+def test_every_scale_validates_and_has_jobs(name):
+    scale = config.load(name)
+    runs = config.runs(scale, "glue")
+    assert len({run.run_id for run in runs}) == len(runs)
+    jobs = config.jobs(scale, "glue")
+    assert sorted(r.run_id for job in jobs.values() for r in job.runs) == sorted(r.run_id for r in runs)
+    needed = {"learning_rate", "batch_size", "max_length", "warmup", "schedule", "evaluations", "dropout"}
+    assert all(needed <= run.hyperparameters.keys() for run in runs)
+    assert all(r.hyperparameters["max_steps"] or r.hyperparameters["epochs"] for r in runs)
+
+
+def test_every_method_names_parameters_its_config_has():
+    for key, method in config.methods().items():
+        methods.check_arguments(key, method["adapt"])
+
+
+def test_table4_methods_all_have_a_file():
+    labels = [method["label"] for method in config.methods().values()]
+    assert set(published.load()["table4"].methods) <= set(labels)
+    wanted = [label for label in labels if label in published.load()["table4"].methods]
+    assert wanted == list(published.load()["table4"].methods), "table order is the paper's"
+
+
+def test_paper_scale_uses_table_7_cell_by_cell():
+    table = published.load()["table7"]
+    settings = {
+        "Learning Rate": "learning_rate",
+        "Batch Size": "batch_size",
+        "Num. Epochs": "epochs",
+        "Dropout": "dropout",
+        "Max Seq. Len.": "max_length",
+    }
+    from ether.tables import GLUE_COLUMNS
+
+    by_key = {(run.label, run.task): run for run in config.runs(config.load("paper"), "glue") if run.seed == 0}
+    checked = 0
+    for row in table.rows:
+        for task, column in GLUE_COLUMNS.items():
+            value = by_key[row.method, task].hyperparameters[settings[row.setting]]
+            assert value == pytest.approx(table.value(row.method, column, row.setting)), (row, column)
+            checked += 1
+    assert checked == 80
+
+
+def test_job_grouping_follows_the_scale():
+    assert list(config.jobs(config.load("smoke"), "glue")) == ["all"]
+    assert set(config.jobs(config.load("small"), "glue")) == set(config.methods())
+    assert "ether-plus-rte-seed2" in config.jobs(config.load("paper"), "glue")
+
+
+def test_changing_one_method_changes_only_its_job(monkeypatch):
+    before = {name: job.digest for name, job in config.jobs(config.load("small"), "glue").items()}
+    every = config.methods()
+    every["lora"]["training"]["glue"]["default"]["learning_rate"] = 0.123
+    monkeypatch.setattr(config, "methods", lambda: every)
+    after = {name: job.digest for name, job in config.jobs(config.load("small"), "glue").items()}
+    assert [name for name in before if before[name] != after[name]] == ["lora"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"methods": "lorra"}, "Did you mean 'lora'"),
+        ({"tasks": "mnlii"}, "Did you mean 'mnli'"),
+        ({"method": "lora"}, "Did you mean 'methods'"),
+        ({"seeds": "one"}, "whole numbers"),
+        ({"device": "tpu"}, "device"),
+        ({"foundation": "download"}, "foundation"),
+    ],
+)
+def test_wrong_overrides_are_explained(overrides, said):
+    with pytest.raises(ConfigurationError, match=said):
+        config.load("small", overrides)
+
+
+def test_wrong_scale_and_mirror_are_explained(tmp_path):
+    with pytest.raises(ConfigurationError, match="Unknown scale 'smal'.*Did you mean 'small'"):
+        config.load("smal")
+    with pytest.raises(MissingResourceError, match="mirror folder .* does not exist"):
+        config.load("laptop", {"mirror": str(tmp_path / "nowhere")})
+
+
+def _method(**change):
+    base = {"label": "X", "adapt": {"kind": "peft", "type": "HRA", "config": {"r": 2}}, "training": {"glue": {"default": {}}}}
+    return {**base, **change}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (_method(adapt={"kind": "magic"}), "adapt"),
+        (_method(training={"glue": {"default": {"learningrate": 1.0}}}), "learning_rate"),
+        (_method(training={"glue": {"default": {"learning_rate": "1e-3"}}}), "write it with a dot"),
+        (_method(colour="red"), "colour"),
+        ({"adapt": {"kind": "full"}, "training": {}}, "label"),
+    ],
+)
+def test_schema_names_the_key(content, said):
+    with pytest.raises(ConfigurationError, match=said):
+        config.validate(content, "method", Path("workflow/methods/x.yaml"))
+    config.validate(_method(), "method", Path("x.yaml"))
+
+
+def test_peft_parameters_are_checked_by_name():
+    with pytest.raises(ConfigurationError, match="Unknown ETHER parameter 'n_block'.*Did you mean 'n_blocks'"):
+        methods.check_arguments("mine", {"kind": "peft", "type": "ETHER", "config": {"n_block": 4}})
+    with pytest.raises(ConfigurationError, match="Unknown PEFT type 'ETHR'.*Did you mean 'ETHER'"):
+        methods.check_arguments("mine", {"kind": "peft", "type": "ETHR"})
+    with pytest.raises(ConfigurationError, match="the experiment decides"):
+        methods.check_arguments("mine", {"kind": "peft", "type": "LORA", "config": {"target_modules": ["x"]}})
+
+
+def test_duplicate_keys_and_bad_yaml_are_errors(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(ConfigurationError, match="'a' is given twice"):
+        config.read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigurationError, match="not valid YAML"):
+        config.read_yaml(tmp_path / "b.yaml")
+
+
+def test_overlay_merges_mappings_and_replaces_the_rest():
+    assert config.overlay({"a": {"b": 1, "c": [1]}, "d": 0}, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}, "d": 0}
+
+
+def test_no_scale_sets_a_value_its_base_already_has_without_need():
+    """Overlays stay overlays: a top-level scalar repeated from the base scale is a sign of a copy."""
+    for name in config.scale_names():
+        content = yaml.safe_load((config.WORKFLOW / "scales" / f"{name}.yaml").read_text())
+        if "over" in content:
+            base = config._read_scale(content["over"])
+            repeated = [k for k, v in content.items() if k not in ("over", "threads", "seeds", "hyperparameters") and base.get(k) == v]
+            assert not repeated, (name, repeated)
