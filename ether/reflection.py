@@ -24,6 +24,7 @@ Everything is computed in at least float32 and returned in the dtype of the inpu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -73,6 +74,13 @@ def _directions(
     return torch.stack((h, e)), torch.stack((e, h)), unit, inverse
 
 
+def _full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Keeps autocast from running the matrix products in here in half precision."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _work_dtype(x: torch.Tensor, u: torch.Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
 
@@ -83,7 +91,7 @@ def _reflect_plain(
     """`reflect` in a few differentiable operations: for compilers, second derivatives, and to test the other one."""
     dtype = _work_dtype(x, u)
     a, b, _, _ = _directions(u, v, dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device.type):
         blocks = x.to(dtype).unflatten(-1, u.shape)
         moved = blocks if shift is None else blocks - shift.to(dtype).view(u.shape)
         s = torch.stack([(moved * b_k).sum(-1, keepdim=True) for b_k in b])
@@ -103,7 +111,7 @@ class _Reflection(torch.autograd.Function):
         a, b, _, _ = _directions(u, v, _work_dtype(x, u))
         offset = None if shift is None else (b * shift.to(b.dtype).view(u.shape)).sum(-1)
         rows = x.reshape(-1, u.numel())
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_precision(x.device.type):
             y, s = rank_update(rows, a, b, offset)
         ctx.save_for_backward(x, u, v, shift, s)
         return y.view(x.shape)
@@ -115,7 +123,7 @@ class _Reflection(torch.autograd.Function):
             return _differentiable_backward(ctx, gradient, x, u, v, shift)
         a, b, unit, inverse = _directions(u, v, s.dtype)
         rows, g_rows = x.reshape(-1, u.numel()), gradient.reshape(-1, u.numel())
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_precision(x.device.type):
             needs_parameters = any(ctx.needs_input_grad[1:])
             g_x, g_a, g_b, t = rank_update_backward(g_rows, rows, a, b, s, ctx.needs_input_grad[0], needs_parameters)
         g_x = None if g_x is None else g_x.view(x.shape)
@@ -252,7 +260,7 @@ def row_group_correction(
     a, b, _, _ = _directions(u, v, dtype)
     n, size = u.shape
     f = weight.shape[0]
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device.type):
         rows = x.to(dtype).reshape(-1, n, size)
         inner = torch.einsum("tjb,krb->rtkj", rows, b).flatten(-2)  # (r, t, kj)
         moved = torch.einsum("rojb,krb->rkjo", weight.to(dtype).view(n, f // n, n, size), a).flatten(1, 2)  # (r, kj, o)
@@ -268,7 +276,7 @@ def block_multiply(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """
     dtype = _work_dtype(x, blocks)
     n, size, _ = blocks.shape
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x.device.type):
         rows = x.to(dtype).reshape(-1, n, size).transpose(0, 1)
         return torch.bmm(rows, blocks.to(dtype)).transpose(0, 1).reshape(x.shape).to(x.dtype)
 

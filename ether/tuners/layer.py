@@ -147,6 +147,11 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
                 "layers do not give them. Load the base model without quantisation for this; layout 'diagonal' trains "
                 "and runs unmerged without them."
             )
+        base_layer = self.get_base_layer()
+        if getattr(getattr(getattr(base_layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+            # In evaluation on some CPUs bitsandbytes reorders a 4-bit weight in place, and dequantising it then gives
+            # nonsense without an error. Asking for the state dict makes the layer put the usual order back.
+            base_layer.state_dict()
         weight = self.get_base_weight()
         return weight.T if self.weight_is_transposed else weight
 
@@ -188,11 +193,13 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         before = self._unmerged.pop()
-        weight: Any = self.get_base_layer().weight
-        if isinstance(before, nn.Module):
-            self.base_layer = before.to(weight.device)
-        else:
+        weight: Any = getattr(self.get_base_layer(), "weight", None)
+        if not isinstance(before, nn.Module):
             weight.data = before.to(device=weight.device, dtype=weight.dtype)
+        elif weight is None or weight.device == before.weight.device:
+            self.base_layer = before
+        else:  # the model was moved while merged
+            self.base_layer = before.to(weight.device)
         self.merged_adapters.clear()
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:

@@ -1,0 +1,84 @@
+"""What one fine-tuning step holds in memory, in bytes, counted on shapes alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ether.measures.architectures import architecture, quiet
+from ether.measures.flops import adapted_decoder, full_depth, language_model_loss
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one step holds at its peak, by purpose; allocator overhead and temporaries are not in it."""
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimiser + self.activations
+
+    @property
+    def beside_the_model(self) -> int:
+        """What fine-tuning adds to holding the model: gradients, optimiser state and saved activations."""
+        return self.gradients + self.optimiser + self.activations
+
+
+def step_memory(
+    name: str, how: Mapping[str, Any], tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> Memory:
+    """Bytes of one step of transformers' model `name` with AdamW, two float32 states a trained number.
+
+    Arguments as for `ether.measures.flops.adapted_decoder`; `dtype` is the frozen model's, adapters are float32 as PEFT
+    makes them. Activations are what autograd saves for the backward pass, each storage once and weights excepted, with
+    attention in plain matrix products and no checkpointing; a weight rebuilt in every step is saved, and counted.
+    """
+    return _step_memory(name, json.dumps(how, sort_keys=True), tokens, batch, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _step_memory(name: str, how: str, tokens: int, batch: int, dtype: torch.dtype) -> Memory:
+    def at(depth: int) -> tuple[int, ...]:
+        model = adapted_decoder(name, json.loads(how), depth, dtype)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return (
+            sum(p.numel() * p.element_size() for p in model.parameters()),
+            sum(p.numel() * p.element_size() for p in trained),
+            sum(2 * 4 * p.numel() for p in trained),
+            _saved(model, tokens, batch),
+        )
+
+    return Memory(*full_depth(at, architecture(name).layers))
+
+
+def _saved(model: nn.Module, tokens: int, batch: int) -> int:
+    """Bytes that autograd keeps between forward and backward, the model's own tensors left out."""
+    with FakeTensorMode(), quiet():
+        # Stand-ins without values on a pretended CPU: unlike meta tensors they let code ask for its device.
+        state = {
+            key: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
+            for key, t in [*model.named_parameters(), *model.named_buffers()]
+        }
+        own = {t.untyped_storage()._cdata for t in state.values()}
+        saved: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage  # held, so that no later storage takes over its identity
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            language_model_loss(model, tokens, batch, state)
+        return sum(storage.nbytes() for storage in saved.values())

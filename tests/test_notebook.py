@@ -1,0 +1,69 @@
+"""The notebook runner is strict where papermill is lenient, and keeps what fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ether import notebook
+from ether.errors import ConfigurationError, MissingResourceError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _write(path: Path, *sources: str, parameters: str = "a = 1\nb: str = 'x'") -> Path:
+    book = nbformat.v4.new_notebook()
+    first = nbformat.v4.new_code_cell(parameters)
+    first.metadata["tags"] = ["parameters"]
+    book.cells = [first, *[nbformat.v4.new_code_cell(source) for source in sources]]
+    nbformat.write(book, path)
+    return path
+
+
+def test_parameters_arrive_and_folders_are_made(tmp_path):
+    source = _write(tmp_path / "n.ipynb", "print(a + 1)")
+    notebook.execute(source, tmp_path / "deep" / "er" / "out.ipynb", {"a": 41})
+    cells = nbformat.read(tmp_path / "deep/er/out.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0]["text"].strip() == "42"
+    assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["out.ipynb"]
+
+
+def test_unknown_parameter_is_an_error_before_the_kernel_starts(tmp_path):
+    source = _write(tmp_path / "n.ipynb")
+    with pytest.raises(ConfigurationError, match="Unknown parameter 'aa'.*Did you mean 'a'"):
+        notebook.execute(source, tmp_path / "out.ipynb", {"aa": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+    assert notebook.parameters_of(source) == {"a", "b"}
+
+
+def test_a_failed_notebook_is_kept_and_named(tmp_path, capsys):
+    source = _write(tmp_path / "n.ipynb", "print('before')", "1 / 0")
+    status = notebook.main([str(source), str(tmp_path / "out.ipynb")])
+    said = capsys.readouterr().err
+    assert status == 1 and "ZeroDivisionError" in said and "out.ipynb" in said
+    kept = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert any("before" in str(cell.get("outputs")) for cell in kept.cells)
+
+
+def test_our_own_errors_come_without_a_traceback(tmp_path, capsys):
+    source = _write(tmp_path / "n.ipynb", "from ether.errors import HardwareError", "raise HardwareError('Buy a GPU.')")
+    assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 1
+    said = capsys.readouterr().err
+    assert "Buy a GPU." in said and "Traceback" not in said
+
+
+def test_missing_notebook_and_missing_parameters_cell(tmp_path):
+    with pytest.raises(MissingResourceError, match="There is no notebook"):
+        notebook.parameters_of(tmp_path / "none.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "bare.ipynb")
+    with pytest.raises(ConfigurationError, match="no cell tagged `parameters`"):
+        notebook.parameters_of(tmp_path / "bare.ipynb")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_sources_have_no_outputs_and_take_a_scale(path):
+    book = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells if cell.cell_type == "code")
+    assert {"scale", "overrides"} <= notebook.parameters_of(path)

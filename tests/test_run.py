@@ -1,0 +1,248 @@
+"""The one path: deterministic, resumable, and honest about runs that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import matthews_corrcoef
+
+from ether import config, results, training
+from ether import run as runner
+from ether.errors import EtherError, HardwareError, MissingResourceError
+from ether.experiments import glue
+
+
+def spec_of(method: str, task: str = "rte", seed: int = 0, **hyper) -> config.RunSpec:
+    scale = config.load("smoke", {"methods": method, "tasks": task, "seeds": str(seed)})
+    (spec,) = config.runs(scale, "glue")
+    return dataclasses.replace(spec, hyperparameters=spec.hyperparameters | hyper)
+
+
+def values(rows: list[dict]) -> pd.DataFrame:
+    return results.metrics_frame(rows)
+
+
+@pytest.mark.parametrize("method", ["full", "adalora", "ether", "ether-plus", "boft"])
+def test_same_seed_same_numbers_to_the_bit(method, workplace, tmp_path):
+    first = runner.run(spec_of(method), Path("results/smoke"), tmp_path / "a")[1]
+    second = runner.run(spec_of(method), Path("results/smoke"), tmp_path / "b")[1]
+    other = runner.run(spec_of(method, seed=1), Path("results/smoke"), tmp_path / "c")[1]
+    pd.testing.assert_frame_equal(values(first), values(second), check_exact=True)
+    assert not values(first)["value"].equals(values(other)["value"])
+
+
+class _Killed(BaseException):
+    """Ends a run as a signal would: nothing gets to clean up."""
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "ether", "ether-plus", "oft", "p-adapter"])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(method, workplace, tmp_path, monkeypatch):
+    hyper = {"max_steps": 12, "checkpoint_steps": 4, "evaluations": 3}
+    whole = runner.run(spec_of(method, **hyper), Path("results/smoke"), tmp_path / "whole")[1]
+
+    step = training.RankAllocation.on_optimizer_step
+
+    def kill_at_ten(self, args, state, control, **kwargs):
+        step(self, args, state, control, **kwargs)
+        if state.global_step == 9:
+            raise _Killed
+
+    monkeypatch.setattr(training.RankAllocation, "on_optimizer_step", kill_at_ten)
+    with pytest.raises(_Killed):
+        runner.run(spec_of(method, **hyper), Path("results/smoke"), tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    assert training.latest_checkpoint(tmp_path / "cut" / "checkpoints").endswith("checkpoint-8")
+    resumed = runner.run(spec_of(method, **hyper), Path("results/smoke"), tmp_path / "cut")[1]
+    pd.testing.assert_frame_equal(values(whole), values(resumed), check_exact=True)
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{")
+    assert training.latest_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert training.latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_run_row_carries_its_provenance(workplace, tmp_path):
+    row, rows = runner.run(spec_of("ether"), Path("results/smoke"), tmp_path)
+    frame = results.runs_frame([row])
+    assert list(frame.columns) == list(results.RUN_COLUMNS)
+    one = frame.iloc[0]
+    assert one.status == "finished" and one.steps == 4 and one.device and one.peak_memory_bytes > 50e6
+    assert json.loads(one.config)["hyperparameters"]["learning_rate"] > 0
+    assert json.loads(one.versions)["torch"].startswith(torch.__version__.split("+")[0])
+    assert len(one.base_model_fingerprint) == 64 and one.data == "world/glue/rte"
+    head = 96 * 96 + 96 + 96 * 2 + 2
+    assert one.trainable_parameters > head
+    assert {"score", "loss"} <= {r["metric"] for r in rows}
+
+
+def test_divergence_is_a_row_with_its_reason(workplace, tmp_path):
+    row, rows = runner.run(
+        spec_of("full", learning_rate=1.0e30, max_grad_norm=0.0, max_steps=6, evaluations=6), Path("results/smoke"), tmp_path
+    )
+    assert row["status"] == "diverged" and "loss is" in row["reason"] and row["steps"] < 6
+    assert [r for r in rows if r["metric"] == "score"], "what was measured is kept"
+
+
+def test_out_of_memory_is_a_row(workplace, tmp_path, monkeypatch):
+    def explode(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(glue.Glue, "fit", explode)
+    row, rows = runner.run(spec_of("lora"), Path("results/smoke"), tmp_path)
+    assert row["status"] == "failed" and "out of memory" in row["reason"] and rows == []
+
+
+def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
+    shutil.rmtree("results/smoke/runs", ignore_errors=True)
+    overrides = {"methods": "lora,ether", "tasks": "rte", "seeds": "0"}
+    real, calls = runner.run, []
+
+    def counted(spec, *args):
+        calls.append(spec.method_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(spec, *args)
+
+    monkeypatch.setattr(runner, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_job("smoke", "glue", "all", overrides)
+    assert not Path("results/smoke/runs/glue/all/runs.parquet").exists()
+    runs, metrics = runner.run_job("smoke", "glue", "all", overrides)
+    assert calls == ["lora", "ether", "ether"]
+    assert list(runs["method_id"]) == ["lora", "ether"]
+    pd.testing.assert_frame_equal(pd.read_parquet("results/smoke/runs/glue/all/metrics.parquet"), metrics)
+    assert set(metrics["run_id"]) == set(runs["run_id"])
+
+
+def test_no_gpu_is_said_before_work_starts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spec = config.runs(config.load("paper", {"methods": "ether", "tasks": "rte"}), "glue")[0]
+    with pytest.raises(HardwareError, match="needs a CUDA GPU"):
+        runner.device_of(spec)
+    assert runner.device_of(spec_of("ether")) == "cpu"
+
+
+def test_a_full_disk_is_explained_and_keeps_what_there_was(tmp_path, monkeypatch):
+    import errno
+
+    (tmp_path / "kept.txt").write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(HardwareError, match="No space left on the disk that holds .*kept.txt"):
+        results.write_text("new", tmp_path / "kept.txt")
+    monkeypatch.undo()
+    assert (tmp_path / "kept.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------
+
+
+def test_scores_against_definitions():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
+    hits = sum(int(row[1] > row[0]) == label for row, label in zip(logits, labels, strict=True))
+    assert glue.score("accuracy", logits, labels)["score"] == pytest.approx(hits / 2)
+    assert glue.score("matthews", logits, labels)["score"] == pytest.approx(
+        100 * matthews_corrcoef(labels, logits.argmax(1))
+    )
+    x, y = rng.normal(size=(50, 1)), rng.normal(size=50)
+    ranks = [np.argsort(np.argsort(v)) for v in (x[:, 0], y)]
+    pearson, spearman = np.corrcoef(x[:, 0], y)[0, 1], np.corrcoef(*ranks)[0, 1]
+    assert glue.score("pearson_spearman", x, y)["score"] == pytest.approx(50 * (pearson + spearman))
+
+
+def test_scores_of_a_collapsed_model_are_defined():
+    assert glue.score("pearson_spearman", np.full((5, 1), np.nan), np.arange(5.0))["score"] == 0
+    assert glue.score("accuracy", np.full((4, 2), np.nan), np.array([0, 0, 1, 1]))["score"] == 50
+    assert glue.score("matthews", np.zeros((4, 2)), np.array([0, 0, 1, 1]))["score"] == 0
+
+
+# --- what is missing -------------------------------------------------------------------------------------------
+
+
+def _mirror(folder: Path, source: Path) -> Path:
+    shutil.copytree(source / "results/smoke/world/datasets/world/glue", folder / "datasets/nyu-mll/glue")
+    from ether import foundation
+
+    shutil.copytree(foundation.path("language-encoder"), folder / "models/sentence-transformers/all-MiniLM-L6-v2")
+    return folder
+
+
+def test_a_mirror_stands_in_for_the_hub(workplace, tmp_path):
+    from ether import check
+
+    mirror = _mirror(tmp_path / "mirror", workplace)
+    overrides = {"mirror": str(mirror), "methods": "p-adapter", "tasks": "rte"}
+    # The stand-in encoder is a DeBERTa, whose head has another name than BERT's: said before anything is loaded.
+    with pytest.raises(EtherError, match=r"Unknown head module 'bert.pooler'.*pooler"):
+        check.check("laptop", ["glue"], overrides)
+
+
+def test_what_a_mirror_lacks_is_named(workplace, tmp_path):
+    from ether import check
+
+    mirror = _mirror(tmp_path / "mirror", workplace)
+    overrides = {"mirror": str(mirror), "methods": "lora", "tasks": "rte"}
+    frame = pd.read_parquet(mirror / "datasets/nyu-mll/glue/rte/train.parquet")
+    frame.rename(columns={"sentence2": "hypothesis"}).to_parquet(mirror / "datasets/nyu-mll/glue/rte/train.parquet")
+    with pytest.raises(MissingResourceError, match="no column 'sentence2'; it has .*hypothesis"):
+        check.check("laptop", ["glue"], overrides)
+    frame.to_parquet(mirror / "datasets/nyu-mll/glue/rte/train.parquet")
+    (mirror / "datasets/nyu-mll/glue/rte/validation.parquet").unlink()
+    with pytest.raises(MissingResourceError, match="no split 'validation' of 'rte'.*It has: train"):
+        check.check("laptop", ["glue"], overrides)
+    shutil.rmtree(mirror / "models")
+    with pytest.raises(MissingResourceError, match="mirror has no models/sentence-transformers/all-MiniLM-L6-v2"):
+        check.check("laptop", ["glue"], overrides)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("GatedRepoError", "is gated. Ask for access"),
+        ("RepositoryNotFoundError", "There is no model"),
+        ("RevisionNotFoundError", "no such revision"),
+        ("LocalEntryNotFoundError", "hub cannot be reached"),
+    ],
+)
+def test_hub_errors_become_one_paragraph(kind, said):
+    import httpx
+    from huggingface_hub import errors as hub_errors
+
+    from ether import hub
+
+    response = httpx.Response(403, request=httpx.Request("GET", "https://example.invalid"))
+    error_class = getattr(hub_errors, kind)
+    error = error_class("no") if kind == "LocalEntryNotFoundError" else error_class("no", response=response)
+    source = hub.Source("meta-llama/Llama-2-7b-hf", None, "abc")
+    with pytest.raises(MissingResourceError, match=said) as raised, hub.explained(source, "model", "x.model.path"):
+        try:
+            raise error
+        except Exception as cause:  # transformers wraps them
+            raise OSError("We couldn't load it") from cause
+    assert "meta-llama/Llama-2-7b-hf" in str(raised.value) and "--config mirror=FOLDER" in str(raised.value)
+
+
+def test_a_block_count_that_divides_nothing_is_found_before_training(workplace, monkeypatch):
+    every = config.methods()
+    every["ether"]["adapt"]["config"]["n_blocks"] = 7
+    monkeypatch.setattr(config, "methods", lambda: every)
+    from ether import check
+
+    with pytest.raises(EtherError, match="7"):
+        check.check("smoke", ["glue"], {"methods": "ether", "tasks": "rte"})
