@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="written when all is well")
     options = parser.parse_args(arguments)
     overrides = json.loads(options.overrides)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries: nothing a user could act on
     try:
         count = check(options.scale, options.experiments, overrides)
     except EtherError as error:

@@ -42,6 +42,8 @@ __all__ = [
 # third look at the same piece does not go back to memory, large enough for the interpreter's overhead to vanish.
 _PIECE_CPU = 2**17
 _PIECE_OTHER = 2**25
+# Up to this width the number of operations matters and their size does not: see `_small_update`.
+_SMALL = 256
 
 
 def reflect(
@@ -61,17 +63,17 @@ def reflect(
 def _directions(
     u: torch.Tensor, v: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A and B, each (k, n, b), with H - I = sum_k A_k B_k^T a block; the unit vectors, and one over their lengths.
+    """A and B, each (k, n, b), with H - I = sum_k A_k B_k^T a block; the unit vectors, and their lengths before.
 
     k = 1 for ETHER and 2 for ETHER+. A zero vector has no direction; it gives a zero correction rather than NaN.
     """
-    raw = torch.stack((u,) if v is None else (u, v)).to(dtype)
-    inverse = raw.square().sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny).rsqrt()
-    unit = raw * inverse
+    raw = (u.unsqueeze(0) if v is None else torch.stack((u, v))).to(dtype)
+    length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+    unit = raw / length
     if v is None:
-        return -2 * unit, unit, unit, inverse
+        return -2 * unit, unit, unit, length
     e, h = unit[1] - unit[0], (unit[1] + unit[0]) / 2
-    return torch.stack((h, e)), torch.stack((e, h)), unit, inverse
+    return torch.stack((h, e)), torch.stack((e, h)), unit, length
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
@@ -99,46 +101,44 @@ def _reflect_plain(
 
 
 class _Reflection(torch.autograd.Function):
-    """`reflect`, forward and backward in one pass over memory each.
+    """`reflect`, forward and backward in about one pass over memory each.
 
-    Kept for the backward pass: x, the parameters, and k * n inner products a row (of d numbers a row).
+    Kept for the backward pass: x, what has the parameters' size, and k * n inner products a row (of d numbers a row).
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None
     ) -> torch.Tensor:
-        a, b, _, _ = _directions(u, v, _work_dtype(x, u))
+        a, b, unit, length = _directions(u, v, _work_dtype(x, u))
         offset = None if shift is None else (b * shift.to(b.dtype).view(u.shape)).sum(-1)
-        rows = x.reshape(-1, u.numel())
         with _full_precision(x.device.type):
-            y, s = rank_update(rows, a, b, offset)
-        ctx.save_for_backward(x, u, v, shift, s)
+            y, s = rank_update(x.reshape(-1, u.numel()), a, b, offset)
+        ctx.save_for_backward(x, u, v, shift, s, a, b, unit, length)
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, u, v, shift, s = ctx.saved_tensors
+        x, u, v, shift, s, a, b, unit, length = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: these gradients will themselves be differentiated
             return _differentiable_backward(ctx, gradient, x, u, v, shift)
-        a, b, unit, inverse = _directions(u, v, s.dtype)
+        needs_parameters = any(ctx.needs_input_grad[1:])
         rows, g_rows = x.reshape(-1, u.numel()), gradient.reshape(-1, u.numel())
         with _full_precision(x.device.type):
-            needs_parameters = any(ctx.needs_input_grad[1:])
             g_x, g_a, g_b, t = rank_update_backward(g_rows, rows, a, b, s, ctx.needs_input_grad[0], needs_parameters)
         g_x = None if g_x is None else g_x.view(x.shape)
-        if not needs_parameters:
+        if g_a is None or g_b is None or t is None:
             return g_x, None, None, None
         g_shift = None
         if shift is not None:  # the inner products were b . (x - shift)
             g_b = g_b - t.unsqueeze(-1) * shift.to(b.dtype).view(u.shape)
             g_shift = -(t.unsqueeze(-1) * b).sum(0).view(shift.shape).to(shift.dtype)
         if v is None:
-            g_unit = g_b - 2 * g_a
+            g_unit = torch.add(g_b, g_a, alpha=-2)
         else:
             g_h, g_e = g_a[0] + g_b[1], g_a[1] + g_b[0]
             g_unit = torch.stack((g_h / 2 - g_e, g_h / 2 + g_e))
-        g_raw = (g_unit - unit * (unit * g_unit).sum(-1, keepdim=True)) * inverse  # through u / |u|
+        g_raw = (g_unit - unit * (unit * g_unit).sum(-1, keepdim=True)) / length  # through u / |u|
         return g_x, g_raw[0].to(u.dtype), None if v is None else g_raw[1].to(v.dtype), g_shift
 
 
@@ -158,6 +158,58 @@ def _differentiable_backward(
     )
 
 
+def rank_update(
+    rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x + sum_k a_k (b_k . x - offset_k) for each row x and block.
+
+    rows: (t, d); a, b: (k, n, b), float32 or float64; offset: (k, n).
+    Returns y like rows, and the inner products in the form that `rank_update_backward` takes.
+    """
+    if rows.shape[1] <= _SMALL:
+        return _small_update(rows, a, b, offset)
+    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    s = rows.new_empty((len(b), len(rows), b.shape[1]), dtype=b.dtype)
+    for part in _pieces(rows):
+        piece = rows[part].to(b.dtype)
+        s_part = _inner(piece, b)
+        if offset is not None:
+            s_part -= offset.unsqueeze(1)
+        s[:, part] = s_part
+        _add_outer(piece, s_part, a, y[part])
+    return y, s
+
+
+def rank_update_backward(
+    g_rows: torch.Tensor,
+    rows: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    s: torch.Tensor,
+    needs_x: bool,
+    needs_parameters: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of `rank_update` for the rows, for a, and for b as if offset were 0; and sum_rows a_k . g, (k, n).
+
+    The first, or the other three, are None where they are not needed.
+    """
+    if rows.shape[1] <= _SMALL:
+        return _small_update_backward(g_rows, rows, a, b, s, needs_x, needs_parameters)
+    g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None
+    g_a, g_b = torch.zeros_like(a), torch.zeros_like(b)
+    t_sum = a.new_zeros(a.shape[:2])
+    for part in _pieces(g_rows):
+        g_piece = g_rows[part].to(a.dtype)
+        t = _inner(g_piece, a)
+        if g_x is not None:
+            _add_outer(g_piece, t, b, g_x[part])
+        if needs_parameters:
+            g_a += _sum_outer(s[:, part], g_piece, a.shape[1])
+            g_b += _sum_outer(t, rows[part].to(a.dtype), a.shape[1])
+            t_sum += t.sum(1)
+    return (g_x, g_a, g_b, t_sum) if needs_parameters else (g_x, None, None, None)
+
+
 def _pieces(rows: torch.Tensor) -> Iterator[slice]:
     count, d = rows.shape
     size = max(1, (_PIECE_CPU if rows.device.type == "cpu" else _PIECE_OTHER) // d)
@@ -173,44 +225,39 @@ def _inner(piece: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([(blocks * b_k).sum(-1) for b_k in b])
 
 
-def _add_outer(piece: torch.Tensor, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """(t, d), (k, t, n), (k, n, b) -> (t, d): piece + sum_k s_k a_k."""
-    blocks = piece.unflatten(-1, a.shape[1:])
-    out = torch.addcmul(blocks, s[0].unsqueeze(-1), a[0])
+def _add_outer(piece: torch.Tensor, s: torch.Tensor, a: torch.Tensor, out: torch.Tensor) -> None:
+    """out (t, d) = piece + sum_k s_k a_k, from (t, d), (k, t, n) and (k, n, b), without a copy where dtypes allow."""
+    result = out if out.dtype == piece.dtype else torch.empty_like(piece)
+    blocks = result.unflatten(-1, a.shape[1:])
+    torch.addcmul(piece.unflatten(-1, a.shape[1:]), s[0].unsqueeze(-1), a[0], out=blocks)
     for s_k, a_k in zip(s[1:], a[1:], strict=True):
-        out.addcmul_(s_k.unsqueeze(-1), a_k)
-    return out.flatten(-2)
+        blocks.addcmul_(s_k.unsqueeze(-1), a_k)
+    if result is not out:
+        out.copy_(result)
 
 
 def _sum_outer(s: torch.Tensor, piece: torch.Tensor, n: int) -> torch.Tensor:
     """(k, t, n), (t, d) -> (k, n, b): sum over rows of s_k times the row's blocks."""
     if n == 1:
         return torch.stack([piece.t().mv(s_k[:, 0]) for s_k in s]).unsqueeze(1)
-    blocks = piece.unflatten(-1, (n, -1)).transpose(0, 1)  # (n, t, b)
-    return torch.bmm(s.permute(2, 0, 1), blocks).transpose(0, 1)
+    blocks = piece.unflatten(-1, (n, -1))
+    if blocks.shape[-1] < 64:  # below that, a batch of thin matrix products is slower than plain multiplication
+        return torch.stack([(blocks * s_k.unsqueeze(-1)).sum(0) for s_k in s])
+    return torch.bmm(s.permute(2, 0, 1), blocks.transpose(0, 1)).transpose(0, 1)
 
 
-def rank_update(
+def _small_update(
     rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x + sum_k a_k (b_k . x - offset_k) for each row x and block.
-
-    rows: (t, d); a, b: (k, n, b), float32 or float64; offset: (k, n).
-    Returns y like rows and the inner products, (k, t, n).
-    """
-    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    s = rows.new_empty((len(b), len(rows), b.shape[1]), dtype=b.dtype)
-    for part in _pieces(rows):
-        piece = rows[part].to(b.dtype)
-        s_part = _inner(piece, b)
-        if offset is not None:
-            s_part -= offset.unsqueeze(1)
-        s[:, part] = s_part
-        y[part] = _add_outer(piece, s_part, a)
-    return y, s
+    """`rank_update` for small d, in two matrix products: all k * n vectors at once, each filled up with zeros to d."""
+    x = rows.to(b.dtype)
+    s = x @ _spread(b).t()
+    if offset is not None:
+        s -= offset.view(-1)
+    return torch.addmm(x, s, _spread(a)).to(rows.dtype), s
 
 
-def rank_update_backward(
+def _small_update_backward(
     g_rows: torch.Tensor,
     rows: torch.Tensor,
     a: torch.Tensor,
@@ -218,21 +265,32 @@ def rank_update_backward(
     s: torch.Tensor,
     needs_x: bool,
     needs_parameters: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `rank_update` for the rows (or None), for a, and for b as if offset were 0; and sum_rows a_k . g."""
-    g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None
-    g_a, g_b = torch.zeros_like(a), torch.zeros_like(b)
-    t_sum = a.new_zeros(a.shape[:2])
-    for part in _pieces(g_rows):
-        g_piece = g_rows[part].to(a.dtype)
-        t = _inner(g_piece, a)
-        if g_x is not None:
-            g_x[part] = _add_outer(g_piece, t, b)
-        if needs_parameters:
-            g_a += _sum_outer(s[:, part], g_piece, a.shape[1])
-            g_b += _sum_outer(t, rows[part].to(a.dtype), a.shape[1])
-            t_sum += t.sum(1)
-    return g_x, g_a, g_b, t_sum
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    g = g_rows.to(a.dtype)
+    t = g @ _spread(a).t()
+    g_x = torch.addmm(g, t, _spread(b)).to(g_rows.dtype) if needs_x else None
+    if not needs_parameters:
+        return g_x, None, None, None
+    return (
+        g_x,
+        _gather(s.t() @ g, a.shape),
+        _gather(t.t() @ rows.to(a.dtype), a.shape),
+        t.sum(0).view(a.shape[:2]),
+    )
+
+
+def _spread(a: torch.Tensor) -> torch.Tensor:
+    """(k, n, b) -> (k n, d): each vector at the place of its block, zeros elsewhere."""
+    k, n, b = a.shape
+    if n == 1:
+        return a.view(k, b)
+    return (torch.eye(n, dtype=a.dtype, device=a.device).unsqueeze(-1) * a.unsqueeze(2)).view(k * n, n * b)
+
+
+def _gather(full: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """(k n, d) -> (k, n, b): what `_spread` put in place."""
+    k, n, b = shape
+    return full.view(k, n, n, b).diagonal(dim1=1, dim2=2).transpose(1, 2)
 
 
 def reflect_row_groups(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:

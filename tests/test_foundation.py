@@ -86,7 +86,16 @@ def test_the_encoder_tells_masked_words_of_fresh_sentences() -> None:
 
 
 def test_pretraining_writes_a_model_that_passes_its_card_and_is_deterministic(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ether.foundation", "language-encoder", "--steps", "5", "--out", str(tmp_path / "a")]
+    command = [
+        sys.executable,
+        "-m",
+        "ether.foundation",
+        "language-encoder",
+        "--steps",
+        "5",
+        "--out",
+        str(tmp_path / "a"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 5 <= len(done.stdout.splitlines()) <= 30
     threads = torch.get_num_threads()

@@ -104,6 +104,20 @@ def test_boft_trains_whole_blocks_of_both_factors_and_a_scale() -> None:
     assert one_factor == parameters.by_convention(site, "skew-plus-two-outputs") == 746_496
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "adapter"),
+    [
+        ("HRA", {"r": 8}, 8 * 82_944),
+        ("SHIRA", {"r": 4}, 4 * (82_944 + 82_944)),  # looks at the weights' values, which a meta model has not
+        ("PROMPT_TUNING", {"num_virtual_tokens": 4}, 4 * 768),  # has no target modules
+    ],
+)
+def test_any_peft_type_is_counted(kind: str, config: dict[str, Any], adapter: int) -> None:
+    """A new method is one YAML: without a convention of its own it counts as what it trains, classifier included."""
+    counted = parameters.count(peft(kind, **config), "deberta-v3-base")
+    assert counted.paper_convention == counted.peft == adapter + 2_307
+
+
 def test_the_block_count_changes_naive_but_not_ether() -> None:
     ether = {parameters.count(peft("ETHER", n_blocks=n), "vit-b16").peft for n in (1, 4, 16)}
     naive = [parameters.count(peft("NAIVE", n_blocks=n), "vit-b16").peft for n in (1, 4, 16)]

@@ -123,12 +123,14 @@ def test_paraphrases_keep_every_concept(world: Path, task: str, same: int) -> No
 
 def test_similarity_falls_with_what_is_changed(world: Path) -> None:
     frame = frames(world, "stsb")["train"]
-    shared = [(meant(a) & meant(b)).total() / meant(a).total() for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
+    shared = [
+        (meant(a) & meant(b)).total() / meant(a).total() for a, b in zip(frame.sentence1, frame.sentence2, strict=True)
+    ]
     assert frame["label"].corr(pd.Series(shared)) > 0.9
 
 
 def test_a_third_person_verb_follows_a_singular_subject(world: Path) -> None:
-    """Number agreement, judged by the first noun and the verb, holds in acceptable sentences and is often broken in the others."""
+    """Number agreement of first noun and verb holds in acceptable sentences and is often broken in the others."""
     broken = Counter[int]()
     for row in frames(world, "cola")["train"].to_dict("records"):
         kinds = [(CONCEPT[w].kind, w not in CONCEPT[w].names) for w in row["sentence"].split() if w in CONCEPT]

@@ -169,6 +169,7 @@ class Glue:
             logging_steps=every,
             logging_nan_inf_filter=False,
             label_names=["labels"],
+            train_sampling_strategy="group_by_length" if hyper["group_by_length"] else "random",
             disable_tqdm=True,
             report_to=[],
             dataloader_pin_memory=device != "cpu",

@@ -1,8 +1,8 @@
 """The small models that the suite makes for itself, shipped with the package, and how each is made again.
 
-`path` gives the folder of a shipped model once every file's SHA-256 has been checked against the model's card; `pretrain` makes
-one anew, as does ``python -m ether.foundation NAME --out FOLDER``. Each model is a module of this package with a function
-``pretrain(out, *, seed, steps, threads)``; the registry below names them.
+`path` gives the folder of a shipped model once every file's SHA-256 has been checked against the model's card;
+`pretrain` makes one anew, as does ``python -m ether.foundation NAME --out FOLDER``. Each model is a module of this
+package with a function ``pretrain(out, *, seed, steps, threads)``; the registry below names them.
 """
 
 from __future__ import annotations

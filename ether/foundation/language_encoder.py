@@ -1,8 +1,8 @@
 """``language-encoder``: a DeBERTa-v2 encoder that learned the mini-language world by masked language modelling.
 
-What is masked decides what is learned. With words masked evenly over a document, a masked word's neighbours give most of it away and the
-model never compares the two sentences. So most documents lose many words of *one* sentence, to be read off the other
-one and the connective, and many lose the connective alone, which takes a comparison of all words.
+What is masked decides what is learned. With words masked evenly over a document, a masked word's neighbours give most
+of it away and the model never compares the two sentences. So many documents lose many words of *one* sentence, to be
+read off the other one and the connective, and many lose the connective alone, which takes a comparison of all words.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ether.foundation import CARD
 from ether.worlds import language
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-STEPS, BATCH, RATE, WARM_UP = 12_000, 64, 2.0e-3, 200
+STEPS, BATCH, RATE, WARM_UP = 6_000, 64, 1.0e-3, 200
 MAX_LENGTH = 40
 IGNORED = -100
 
@@ -58,20 +58,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def configuration(vocabulary: int) -> DebertaV2Config:
     """Three layers x 128 with DeBERTa's content-to-position attention; no dropout, for the corpus is endless."""
+    settings: dict[str, Any] = {  # known to the model, not to the configuration class's signature
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "pooler_hidden_size": 128,
+    }
     return DebertaV2Config(
+        **settings,
         vocab_size=vocabulary,
         hidden_size=128,
         num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
+        initializer_range=0.06,  # at this width the usual 0.02 learns to compare sentences several times more slowly
         max_position_embeddings=MAX_LENGTH,
         type_vocab_size=2,
         relative_attention=True,
         pos_att_type=["c2p"],
-        share_att_key=True,
         position_biased_input=False,
-        norm_rel_ebd="layer_norm",
-        pooler_hidden_size=128,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pooler_dropout=0.0,
@@ -81,12 +85,12 @@ def configuration(vocabulary: int) -> DebertaV2Config:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, token types and attention mask, each (documents, length); targets where a word is to be told, else `IGNORED`."""
+    """Documents as tensors of shape (documents, length)."""
 
-    ids: torch.Tensor
-    types: torch.Tensor
-    mask: torch.Tensor
-    targets: torch.Tensor
+    ids: torch.Tensor  # tokens, some masked
+    types: torch.Tensor  # 1 in the second sentence
+    mask: torch.Tensor  # 0 at padding
+    targets: torch.Tensor  # the token where a word is to be told, else `IGNORED`
     connective: torch.Tensor  # true where the word to be told is a connective that is masked alone
 
 
@@ -122,22 +126,26 @@ class Masker:
         kind = draw(count, 1)
         side = clause & (second == (draw(count, 1) < 0.5))
         chance = draw(count, length)
-        many = (kind < 0.5) & side & (chance < 0.4)  # many words of one sentence
-        alone = (0.5 <= kind) & (kind < 0.85) & connective  # the connective
+        many = (kind < 0.4) & side & (chance < 0.4)  # many words of one sentence
+        alone = (kind >= 0.4) & (kind < 0.85) & connective  # the connective
         few = (kind >= 0.85) & word & (chance < 0.15)  # any word
         chosen = many | alone | few
-        # As BERT does, a tenth of the words to be told is left as it is and a tenth is some other word. The connective is always hidden.
+        # As in BERT, a tenth of the words to be told stays, a tenth becomes another word; a lone connective is hidden.
         fate = draw(count, length)
         wrong = torch.randint(len(SPECIAL), self.size, (count, length), generator=self.generator)
         shown = torch.where(fate < 0.8, self.ids["[MASK]"], torch.where(fate < 0.9, wrong, ids))
         shown = torch.where(alone, self.ids["[MASK]"], shown)
-        return Batch(torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone)
+        return Batch(
+            torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone
+        )
 
 
 def batches(masker: Masker, documents: Iterator[tuple[str, str]], size: int) -> Iterator[Batch]:
-    """Batches of documents, without end."""
+    """Batches of documents, without end; two at a time, the shorter and the longer half, to spend less on padding."""
     while True:
-        yield masker([next(documents) for _ in range(size)])
+        drawn = sorted((next(documents) for _ in range(2 * size)), key=lambda pair: len(" ".join(pair).split()))
+        yield masker(drawn[:size])
+        yield masker(drawn[size:])
 
 
 def logits(model: DebertaV2ForMaskedLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,18 +156,23 @@ def logits(model: DebertaV2ForMaskedLM, batch: Batch) -> tuple[torch.Tensor, tor
 
 
 @torch.no_grad()
-def scores(model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed: int, count: int = 4096) -> dict[str, float]:
-    """Shares of masked words and of masked connectives told right (either of its two words counts), on `count` fresh documents."""
+def scores(
+    model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed: int, count: int = 4096
+) -> dict[str, float]:
+    """Shares of masked words and of lone masked connectives told right (either word of a connective counts).
+
+    Measured on at least `count` documents of the given seed.
+    """
     model.eval()
-    meaning = torch.arange(len(words))
+    ids, meaning = words.get_vocab(), torch.arange(len(words))
     for pair in language.CONNECTIVES.values():
-        meaning[words.convert_tokens_to_ids(pair[1])] = words.convert_tokens_to_ids(pair[0])
-    told = {False: [0, 0], True: [0, 0]}
+        meaning[ids[pair[1]]] = ids[pair[0]]
+    told = {False: [0, 0], True: [0, 0]}  # lone connective? right, all
     stream = batches(Masker(words, seed), language.documents(seed), 256)
     for _ in range(math.ceil(count / 256)):
         batch = next(stream)
         predicted, target = logits(model, batch)
-        right = meaning[predicted.argmax(-1)] == meaning[target]
+        right = torch.eq(meaning[predicted.argmax(-1)], meaning[target])
         alone = batch.connective[batch.targets != IGNORED]
         for which in told:
             told[which][0] += int(right[alone == which].sum())
@@ -173,7 +186,7 @@ def scores(model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed:
 def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
     """Pretrain the encoder and write it, its tokenizer and its card to the folder `out`.
 
-    AdamW with a linear warm-up and decay; the same seed, steps and threads give the same weights on the same kind of CPU.
+    AdamW with a linear warm-up and decay. The same seed, steps and threads give the same weights on one kind of CPU.
     """
     began = time.monotonic()
     torch.set_num_threads(threads)
@@ -182,7 +195,9 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     model = DebertaV2ForMaskedLM(configuration(len(words))).train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=RATE)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=RATE
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / min(WARM_UP, steps), (steps - step) / steps)
     )
@@ -197,17 +212,19 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         schedule.step()
         total += loss.item()
         if step % max(1, steps // 20) == 0:  # twenty lines, however long it takes
-            print(f"step {step}/{steps}: loss {total / max(1, steps // 20):.3f}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            minutes = (time.monotonic() - began) / 60
+            print(f"step {step}/{steps}: loss {total / max(1, steps // 20):.3f}, {minutes:.1f} min", flush=True)
             total = 0.0
     out.mkdir(parents=True, exist_ok=True)
     (out / CARD).unlink(missing_ok=True)  # a folder without a card is not a finished model
     model.eval().save_pretrained(out)
     words.save_pretrained(out)
     files = sorted(file for file in out.iterdir() if file.is_file())
+    settings = f"--steps {steps} --seed {seed} --threads {threads}"
     card: dict[str, Any] = {
         "name": "language-encoder",
-        "what": "DeBERTa-v2 encoder pretrained by masked language modelling on the mini-language world (ether.worlds.language)",
-        "command": f"python -m ether.foundation language-encoder --out FOLDER --steps {steps} --seed {seed} --threads {threads}",
+        "what": "DeBERTa-v2 encoder, masked language modelling on the mini-language world (ether.worlds.language)",
+        "command": f"python -m ether.foundation language-encoder --out FOLDER {settings}",
         "seed": seed,
         "steps": steps,
         "batch": BATCH,

@@ -122,7 +122,7 @@ def _frozen(*shape: int) -> nn.Parameter:
 class FusedLayer(nn.Module):
     """A transformer layer with one weight for query, key and value, of which `adapted` ("qv") are transformed.
 
-    Norms, rotations and masks have no matrix products and stand for nothing here; a mean keeps the graph's shape.
+    Norms, rotations, masks and biases have no matrix products and are left out: this is for counting, not for training.
     """
 
     def __init__(self, s: Stack, rule: str, size: int, adapted: str) -> None:
@@ -234,7 +234,7 @@ def reflection_work(tokens: int, d: int, terms: int, input_gradient: bool = True
 
 
 class _CountedReflection(torch.autograd.Function):
-    """Stands in for `ether.reflection.reflect`: same inputs, same shapes of results and gradients, its work a number."""
+    """Stands in for `ether.reflection.reflect`: same inputs, same shapes of results and gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, u: torch.Tensor, v: Any, shift: Any, work: list[int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ multiplies a weight W of d x f, as in the paper.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -306,7 +307,9 @@ def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tupl
     known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if peft_type not in known:
         raise one_of("PEFT type", peft_type, known, "adapt.type")
-    settings = {"target_modules": pattern, **dict(architecture(name).peft_options), **json.loads(config)}
+    settings = {**dict(architecture(name).peft_options), **json.loads(config)}
+    if "target_modules" in {field.name for field in dataclasses.fields(known[peft_type])}:
+        settings["target_modules"] = pattern
     try:
         peft_config = known[peft_type](**settings)
     except (TypeError, ValueError) as error:
@@ -326,8 +329,8 @@ def _trained(
 ) -> int:
     """`measure` of a fresh meta model after `adapt`, with the adapter's tensors on the meta device where that works."""
 
-    def on(device: str, **layers: int) -> int:
-        bare = meta_model(name, **head, **layers)
+    def on(device: str, values: bool = False, **layers: int) -> int:
+        bare = architecture(name).build(**head, **layers) if values else meta_model(name, **head, **layers)
         with torch.device(device), quiet():
             return measure(adapt(bare))
 
@@ -336,9 +339,15 @@ def _trained(
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
-    # BOFT reads the values of its d x d permutations, so they must exist. Transformer layers are alike: two will do.
     total = architecture(name).layers
     if not total:
         return on("cpu")
-    one, two = on("cpu", layers=1), on("cpu", layers=2)
+    # BOFT reads the values of its d x d permutations, so they must exist, and SHiRA those of the weight, too.
+    # Transformer layers are alike: one and two of them tell the rest.
+    try:
+        one, two = (on("cpu", layers=count) for count in (1, 2))
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        one, two = (on("cpu", values=True, layers=count) for count in (1, 2))
     return one + (total - 1) * (two - one)

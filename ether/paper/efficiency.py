@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,8 +11,9 @@ from ether.measures.flops import package_step, weight_side_step
 from ether.measures.memory import step_memory
 from ether.paper.published import EMPTY, load, prints_as
 
-# Column prefix in published.yaml -> decoder, and the sequence length T that gives the printed digits. The paper only says
-# "longest sequence length": 256 is its truncation for Llama (Sec. 5.2.2); Phi's 1044 is inferred, its neighbours fail.
+# Column prefix in published.yaml -> decoder, and the sequence length T that gives the printed digits. The paper only
+# says "longest sequence length": 256 is its truncation for Llama (Sec. 5.2.2); Phi's 1044 is inferred, since 1043 and
+# 1045 each miss printed digits.
 MODELS = {"Phi-1.5": ("phi-1.5", 1044), "Llama-2-7B": ("llama-2-7b", 256)}
 GIB = 2**30
 
@@ -31,12 +33,12 @@ METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 _NINE = (
-    "9.13 is exactly one more product of two 2048 x 2048 matrices for each adapted weight than adapting query and value "
-    "takes: what adapting query, key and value costs, or a third dense pass; the count cannot tell which."
+    "9.13 is exactly one more product of two 2048 x 2048 matrices for each adapted weight than adapting query and "
+    "value takes: what adapting query, key and value costs, or a third dense pass; the count cannot tell which."
 )
 _DENSE = (
-    "Only if the block-diagonal matrix is written out with all its zeros and multiplied as a whole, as official OFT does; "
-    "block by block, as ETHER is counted in the same table, OFT with 256 blocks costs less than any ETHER row."
+    "Only if the block-diagonal matrix is written out with all its zeros and multiplied as a whole, as official OFT "
+    "does; block by block, as ETHER is counted in the same table, OFT with 256 blocks costs less than any ETHER row."
 )
 _DROP = "Recomputed from the table's own TFLOPs the drop rounds to one less."
 
@@ -44,9 +46,9 @@ _DROP = "Recomputed from the table's own TFLOPs the drop rounds to one less."
 def published_tflops() -> pd.DataFrame:
     """Every cell of Table 1 beside its count: T = 256 for Llama-2-7B, 1044 for Phi-1.5, weight side, query and value.
 
-    Columns: `method`, `column` (as in published.yaml), `tokens`, `printed`, `exact` (TFLOPs or per cent), `verdict` (match,
-    truncated, mismatch), `alternative` (the value under a second reading of the cell, or NaN), `alternative_reading` and
-    `alternative_verdict`, `why`. Cells that the paper leaves empty are not there.
+    Columns: `method`, `column` (as in published.yaml), `tokens`, `printed`, `exact` (TFLOPs or per cent), `verdict`
+    (match, truncated, mismatch), `alternative` (the value under a second reading of the cell, or NaN),
+    `alternative_reading` and `alternative_verdict`, `why`. Cells that the paper leaves empty are not there.
     """
     table = load()["table1"]
     rows: list[dict[str, Any]] = []
@@ -93,18 +95,20 @@ def _row(method: str, column: str, tokens: int, exact: float, second: float, rea
     }
 
 
-def at_equal_length(tokens: int) -> pd.DataFrame:
-    """Both models at the same sequence length T, both ways of evaluating: a row a method and model, one sequence a step.
+def at_equal_length(tokens: int, methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
+    """Both models at one sequence length T, evaluated both ways: a row a method and model, one sequence a step.
 
-    Columns: `method`, `model`, `tokens`; `weight_side_tflops` under Table 1's convention; `tflops` with the adapters of PEFT
-    and of this package on activations (reflections included by formula); `over_lora`, tflops divided by LoRA's; and, in
-    GiB, what a step holds beside a bfloat16 model (gradients, AdamW, saved activations): `weight_side_gib`, NaN for
-    LoRA, which has no such form, and `gib`.
+    Columns: `method`, `model`, `tokens`; `weight_side_tflops` under Table 1's convention; `tflops` with the adapters of
+    PEFT and of this package on activations (reflections included by formula); `over_lora`, tflops divided by LoRA's;
+    and, in GiB, what a step holds beside a bfloat16 model (gradients, AdamW, saved activations): `weight_side_gib`, NaN
+    for LoRA, which has no such form, and `gib`. LoRA differs by 0.1 % between the two tflops columns because query, key
+    and value are one matrix in the first and three in the second.
     """
     rows = []
     for model, (name, _) in MODELS.items():
         lora = package_step(name, {"kind": "peft", **METHODS["LoRA r=8"][2]}, tokens).tflops
-        for method, (rule, n, peft) in METHODS.items():
+        for method in methods:
+            rule, n, peft = METHODS[method]
             how = {"kind": "peft", **peft}
             weight_side = {"kind": "weight-side", "rule": rule, "size": n}
             step = package_step(name, how, tokens)

@@ -1,21 +1,24 @@
 """A mini-language world: plain English words, a small grammar, and GLUE's eight tasks in GLUE's own formats.
 
-**The words.** Some 50 nouns in eight classes (doctors, dogs, ships, soups ...), 24 verbs, 40 adjectives and 8 adverbs. Every one is
-a *concept* with two names (``doctor`` / ``physician``); a noun's class has a name of its own (``worker``, ``vehicle``), and
-verbs, adjectives and adverbs come in opposites (``find`` / ``lose``). 24 adjectives and four verbs are good or bad.
+**The words.** Some 50 nouns in eight classes (doctors, dogs, ships, soups ...), 24 verbs, 40 adjectives and 8 adverbs.
+Every one is a *concept* with two names (``doctor`` / ``physician``); a noun's class has a name of its own (``worker``,
+``vehicle``), and verbs, adjectives and adverbs come in opposites (``find`` / ``lose``). 24 adjectives and four verbs
+are good or bad.
 
-**The sentences.** ``the old doctor finds a red ship``: a subject that is alive, a verb, an object of a class that the verb likes,
-now and then an adverb (in front or at the end), a negation, or a place (``near the huts``). Number agrees, so
-``the doctor near the huts find a ship`` is bad English here as elsewhere.
+**The sentences.** ``the old doctor finds a broad ship``: a subject that is alive, a verb, an object of a class that the
+verb likes, now and then an adverb (in front or at the end), a negation, or a place (``near the huts``). Number agrees,
+so ``the doctor near the huts find a ship`` is bad English here as elsewhere.
 
-**The corpus.** `documents` gives pairs of sentences, the second opened by a connective that says how it follows from the first:
-``namely`` the same in other words, ``so`` something more general, ``but`` the opposite, ``perhaps`` something that may or may
-not hold, ``likewise`` one thing changed, ``partly`` two things changed, ``meanwhile`` something unrelated, ``indeed`` an answer
-to a question, ``anyway`` no answer, ``moreover`` more of the same sentiment, ``nevertheless`` the other sentiment. Reading it teaches
-an encoder what words mean without a single label; see `ether.foundation.language_encoder`.
+**The corpus.** `documents` gives pairs of sentences, the second opened by a connective that says how it follows from
+the first: ``namely`` the same in other words, ``so`` something more general, ``but`` the opposite, ``perhaps``
+something that may or may not hold, ``likewise`` one thing changed, ``partly`` two things changed, ``meanwhile``
+something unrelated, ``indeed`` an answer to a question, ``anyway`` no answer, ``moreover`` more of the same sentiment,
+``nevertheless`` the other sentiment. Reading it teaches an encoder what words mean without a single label; see
+`ether.foundation.language_encoder`.
 
-**The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts (`held_out`) never occurs
-in a training split, so knowing those words must come from pretraining; validation and tuning use all words.
+**The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts
+(`held_out`) never occurs in a training split, so knowing those words must come from pretraining; validation and tuning
+use all words.
 
 | task | sentence pairs | label |
 |---|---|---|
@@ -76,8 +79,8 @@ PLAIN_ADJECTIVES = (
     "wide broad / narrow slim, rich wealthy / poor needy, wet damp / dry parched, strong sturdy / weak frail"
 )
 POLAR_ADJECTIVES = (  # good / bad
-    "good great / bad awful, kind gentle / cruel nasty, happy cheerful / sad gloomy, clever brilliant / stupid foolish, "
-    "lovely charming / ugly hideous, honest sincere / deceitful crooked, superb splendid / terrible dreadful, "
+    "good great / bad awful, kind gentle / cruel nasty, happy cheerful / sad gloomy, clever brilliant / stupid foolish,"
+    " lovely charming / ugly hideous, honest sincere / deceitful crooked, superb splendid / terrible dreadful, "
     "pleasant delightful / annoying tiresome, brave bold / cowardly timid, neat tidy / messy sloppy, "
     "polite courteous / rude impolite, lively exciting / dull boring"
 )
@@ -150,14 +153,24 @@ class Lexicon:
     adverbs: tuple[Concept, ...]
 
     def concepts(self) -> list[Concept]:
-        return [*(n for nouns in self.nouns.values() for n in nouns), *self.verbs, *self.plain, *self.polar, *self.adverbs]
+        return [
+            *(n for nouns in self.nouns.values() for n in nouns),
+            *self.verbs,
+            *self.plain,
+            *self.polar,
+            *self.adverbs,
+        ]
 
     def without(self, gone: frozenset[Concept]) -> Lexicon:
         def keep(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
             return tuple(c for c in concepts if c not in gone)
 
         return Lexicon(
-            {c: keep(n) for c, n in self.nouns.items()}, keep(self.verbs), keep(self.plain), keep(self.polar), keep(self.adverbs)
+            {c: keep(n) for c, n in self.nouns.items()},
+            keep(self.verbs),
+            keep(self.plain),
+            keep(self.polar),
+            keep(self.adverbs),
         )
 
 
@@ -187,7 +200,9 @@ def _objects(family: str) -> tuple[str, ...]:
 
 @functools.cache
 def _opposite(concept: Concept) -> Concept:
-    return next(c for c in lexicon().concepts() if c.kind == concept.kind and c.family == concept.family and c != concept)
+    return next(
+        c for c in lexicon().concepts() if c.kind == concept.kind and c.family == concept.family and c != concept
+    )
 
 
 @functools.cache
@@ -324,7 +339,9 @@ class Speaker:
         """The clause with one thing changed into something that neither follows nor contradicts."""
         if slot == "verb":
             fits = [
-                v for v in self.words.verbs if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
+                v
+                for v in self.words.verbs
+                if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
             ]
             return dataclasses.replace(clause, verb=self.rng.choice(fits))
         if slot in ("subject", "object"):
@@ -347,7 +364,7 @@ class Speaker:
         return slots + (["adverb"] if clause.adverb else [])
 
     def generalise(self, clause: Clause, p: float, keep: str = "") -> Clause:
-        """Drop adjectives and adverb, name classes instead of nouns, each with probability p, but leave the slot `keep` alone."""
+        """Drop adjectives and adverb, name classes for nouns, each with probability p; leave the slot `keep` alone."""
         for side in ("subject", "object"):
             phrase = getattr(clause, side)
             if phrase.adjective and keep != f"{side}-adjective" and self.chance(p):
@@ -393,13 +410,14 @@ class Speaker:
             pair = (clause, other) if self.chance(0.7) else (dataclasses.replace(clause, negated=True), clause)
             return self.say(pair[0]), self.say(pair[1])
         other = self.generalise(clause, 0.3, keep=slot)
-        if slot in ("verb", "adverb"):
-            other = dataclasses.replace(other, **{slot: _opposite(getattr(clause, slot))})
+        side = slot.removesuffix("-adjective")
+        said = getattr(other, side)
+        turned: Any  # the phrase with the opposite adjective, or the opposite verb or adverb
+        if isinstance(said, Phrase):
+            turned = dataclasses.replace(said, adjective=said.adjective and _opposite(said.adjective))
         else:
-            side = slot.removesuffix("-adjective")
-            phrase = getattr(other, side)
-            other = dataclasses.replace(other, **{side: dataclasses.replace(phrase, adjective=_opposite(phrase.adjective))})
-        return self.say(clause), self.say(other)
+            turned = _opposite(said)
+        return self.say(clause), self.say(dataclasses.replace(other, **{side: turned}))
 
     def neutral(self) -> tuple[list[str], list[str]]:
         clause = self.clause(negation=0.0)
@@ -446,7 +464,12 @@ class Speaker:
         wanted = -polarity if negated else polarity
         adjective = self.name(self.rng.choice([a for a in self.words.polar if a.polarity == wanted]))
         words = [*self.say_phrase(phrase), "are" if phrase.plural else "is"]
-        return [*words, *(["not"] if negated else []), *([self.rng.choice(INTENSIFIERS)] if self.chance(0.4) else []), adjective]
+        return [
+            *words,
+            *(["not"] if negated else []),
+            *([self.rng.choice(INTENSIFIERS)] if self.chance(0.4) else []),
+            adjective,
+        ]
 
     def review(self, polarity: int) -> list[str]:
         """One or two clauses whose main clause has the given sentiment."""
@@ -474,7 +497,9 @@ class Speaker:
             lifeless = tuple(c for c in NOUNS if c not in ALIVE)
             return self.say(dataclasses.replace(clause, subject=self.phrase(lifeless)))
         if fault == "agreement":
-            wrong = dataclasses.replace(clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural))
+            wrong = dataclasses.replace(
+                clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural)
+            )
             place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
             words = [*self.say_phrase(clause.subject), *place, *self.say_verb(clause, wrong.subject.plural)]
             return words + self.say_phrase(clause.object) + ([self.name(clause.adverb)] if clause.adverb else [])
@@ -511,7 +536,7 @@ _RELATIONS: dict[str, tuple[int, Callable[[Speaker], Pair]]] = {  # name in CONN
 
 
 def documents(seed: int = 0) -> Iterator[tuple[str, str]]:
-    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective that relates it to the first."""
+    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective that relates them."""
     rng = random.Random(f"corpus {seed}")
     speaker = Speaker(lexicon(), rng)
     relations, weights = list(_RELATIONS), [weight for weight, _ in _RELATIONS.values()]
@@ -530,7 +555,7 @@ def _cola(s: Speaker, label: int) -> Pair:
 
 
 def _stsb(s: Speaker) -> tuple[Pair, float]:
-    """A pair with any number of things changed; the score is the share of meaning kept: nouns and verb count 1, the rest 1/2."""
+    """A pair with any number of things changed, and the meaning kept, 0 to 5: nouns and verb count 1, the rest 1/2."""
     clause = s.clause(adverb=0.1)
     rate = s.rng.random()
     other, total, lost = clause, 0.0, 0.0
@@ -545,7 +570,7 @@ def _stsb(s: Speaker) -> tuple[Pair, float]:
 
 @dataclass(frozen=True)
 class Task:
-    """One of GLUE's tasks: its text columns, its labels' names (none: a score), and how to make an example with a given label."""
+    """One of GLUE's tasks: text columns, names of labels (none: a score), and how to make an example with a label."""
 
     columns: tuple[str, ...]
     labels: tuple[str, ...]
@@ -559,17 +584,23 @@ TASKS: dict[str, Task] = {
     "cola": Task(("sentence",), ("unacceptable", "acceptable"), _cola),
     "sst2": Task(("sentence",), ("negative", "positive"), lambda s, label: (s.review(1 if label else -1), [])),
     "mrpc": Task(
-        ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), lambda s, label: s.paraphrase() if label else s.changed(1)
+        ("sentence1", "sentence2"),
+        ("not_equivalent", "equivalent"),
+        lambda s, label: s.paraphrase() if label else s.changed(1),
     ),
     "stsb": Task(("sentence1", "sentence2"), (), lambda s, _: s.unrelated()),
-    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), lambda s, label: s.questions(same=bool(label))),
+    "qqp": Task(
+        ("question1", "question2"), ("not_duplicate", "duplicate"), lambda s, label: s.questions(same=bool(label))
+    ),
     "mnli": Task(
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         lambda s, label: _MNLI[label](s),
         "validation_matched",
     ),
-    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), lambda s, label: s.answer(answers=not label)),
+    "qnli": Task(
+        ("question", "sentence"), ("entailment", "not_entailment"), lambda s, label: s.answer(answers=not label)
+    ),
     "rte": Task(
         ("sentence1", "sentence2"),
         ("entailment", "not_entailment"),
@@ -605,8 +636,12 @@ def examples(task: str, seed: int = 0, sizes: Mapping[str, int] | None = None) -
 def write(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
     """Write the eight tasks as a hub mirror: ``<folder>/datasets/world/glue/<task>/<split>.parquet``.
 
-    The splits are `train`, `validation` (`validation_matched` for mnli, as in GLUE) and `tuning`, which is drawn as validation is and serves
-    to choose learning rates. `sizes` gives the examples a split (default 2000, 400, 400). Same seed and sizes, same bytes.
+    The splits are `train`, `validation` (`validation_matched` for mnli, as in GLUE) and `tuning`, which is drawn as
+    validation is and serves to choose learning rates. `sizes` gives the examples a split (default 2000, 400, 400).
+    Same seed and sizes, same bytes.
+
+    Raises:
+        ConfigurationError: `sizes` names a split that there is not.
     """
     from datasets import ClassLabel, Dataset, Features, Value  # here, for it takes a second to import
 

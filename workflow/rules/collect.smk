@@ -79,12 +79,6 @@ rule figures:
         [exhibit_files(exhibit) for exhibit in EXHIBITS if exhibit.startswith("figure")],
 
 
-rule foundation:
-    # Pretrains the small models anew and shows what they know.
-    input:
-        foundation_files(),
-
-
 def whereabouts():
     """What the user finds where, said when a run of the workflow has ended well."""
     lines = [f"\nScale {SCALE_NAME!r}: {SCALE.settings['description']}."]

@@ -44,3 +44,24 @@ rule foundation_model:
     shell:
         "ETHER_THREADS={threads} {sys.executable} -m ether.foundation {wildcards.name}"
         " --out {RESULTS}/foundation/{wildcards.name} --threads {threads}"
+
+
+rule foundation_scores:
+    input:
+        world_files(),
+        foundation_files(),
+        notebook="notebooks/foundation.ipynb",
+    output:
+        RESULTS + "/foundation/scores.parquet",
+    log:
+        notebook=RESULTS + "/notebooks/foundation.ipynb",
+    params:
+        parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
+    shell:
+        "{sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
+
+
+rule foundation:
+    # Shows the offline scales' language and encoder; with `--config foundation=rebuild` pretrains it first.
+    input:
+        [RESULTS + "/foundation/scores.parquet"] if world_files() else [],
