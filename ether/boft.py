@@ -34,7 +34,7 @@ class TorchBlockDiagonal:
 
 def install() -> None:
     """Makes PEFT use the plain torch functions; nothing is compiled, and no factor is dropped."""
-    peft_boft._FBD_CUDA = TorchBlockDiagonal
+    peft_boft._FBD_CUDA = TorchBlockDiagonal  # type: ignore[assignment]
 
 
 install()

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise MissingResourceError(f"{path} does not exist.")
     try:
         with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+            content = yaml.load(stream, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -317,12 +317,22 @@ def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], ta
 def runs(scale: Scale, experiment: str) -> list[RunSpec]:
     """Every run of an experiment, in the order method, task, seed."""
     section = scale.experiment(experiment)
-    about = {key: section[key] for key in ("model", "data", "limits", "layers", "head", "select") if key in section}
+    about: dict[str, Any] = {
+        key: section[key] for key in ("model", "data", "limits", "layers", "head", "select") if key in section
+    }
     resources = {key: scale.settings[key] for key in ("mirror", "foundation", "device")}
     return [
         RunSpec(
-            experiment, scale.name, key, method["label"], task, seed, method["adapt"],
-            hyperparameters(scale, experiment, method, task), about, resources,
+            experiment,
+            scale.name,
+            key,
+            method["label"],
+            task,
+            seed,
+            method["adapt"],
+            hyperparameters(scale, experiment, method, task),
+            about,
+            resources,
         )  # fmt: skip
         for key, method in chosen_methods(scale, experiment).items()
         for task in section["tasks"]

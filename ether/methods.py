@@ -16,7 +16,7 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-import ether  # noqa: F401 - registers ETHER and Naive with PEFT
+import ether
 import ether.boft  # noqa: F401 - all of BOFT's butterfly factors on every device
 from ether.errors import ConfigurationError, one_of
 from ether.layer_sets import BLOCK_OUTPUTS, layer_set
@@ -24,7 +24,7 @@ from ether.layer_sets import BLOCK_OUTPUTS, layer_set
 # --- PEFT ------------------------------------------------------------------------------------------------------
 
 # Configs name their target argument alike; what a method's YAML may not say, since the experiment decides it:
-RESERVED = ("task_type", "target_modules", "modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path")
+RESERVED = ("task_type", "modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path")
 
 
 def peft_config_class(name: str) -> type[peft.PeftConfig]:
@@ -156,7 +156,7 @@ def adapt(
         ConfigurationError: unknown type, parameter, layer set or head; a block count that divides no dimension.
     """
     kind = how["kind"]
-    model_type = model.config.model_type  # type: ignore[union-attr]
+    model_type = str(model.config.model_type)  # type: ignore[union-attr]
     names = dict(model.named_modules())
     for part in head:
         if part not in names:
@@ -166,8 +166,8 @@ def adapt(
         config_class = peft_config_class(how["type"])
         arguments = resolve(how.get("config", {}), values or {})
         fields = {f.name for f in dataclasses.fields(config_class)}
-        if "target_modules" in fields:
-            arguments["target_modules"] = layer_set(model_type, how.get("layers", layers))
+        if "target_modules" in fields:  # a method that adapts no linear layers (LN_TUNING) names its own
+            arguments.setdefault("target_modules", layer_set(model_type, how.get("layers", layers)))
         if head:
             if "modules_to_save" not in fields:
                 raise ConfigurationError(f"PEFT type {how['type']} cannot train the head {', '.join(head)} beside it.")
@@ -183,8 +183,9 @@ def adapt(
 
     model.requires_grad_(kind == "full")
     if kind == "bitfit":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith(".bias") or name == "bias")
+        encoder: Any = model.base_model
+        for name, parameter in encoder.named_parameters():  # the encoder's; the head is trained whole or not
+            parameter.requires_grad_(name.endswith("bias"))
     elif kind == "bottleneck":
         _add_bottlenecks(model, how, model_type)
         for name, parameter in model.named_parameters():

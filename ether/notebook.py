@@ -89,7 +89,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
         raise NotebookError(f"{source} failed: {detail}\nThe executed notebook is kept at {output}.") from None
     finally:
         if partial.exists():
-            os.replace(partial, output)
+            partial.replace(output)
 
 
 def _is_ours(name: str) -> bool:

@@ -23,8 +23,11 @@ Everything is computed in at least float32 and returned in the dtype of the inpu
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -158,6 +161,22 @@ def _differentiable_backward(
     )
 
 
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        return importlib.import_module("ether.kernels")
+    except ImportError:  # no Triton here; the plain operations below do the same, in more passes
+        return None
+
+
+def _fused(rows: torch.Tensor, b: torch.Tensor) -> Any:
+    """The module with the fused kernels where they can be used, else None."""
+    if rows.device.type != "cuda":
+        return None
+    kernels = _kernels()
+    return kernels if kernels is not None and kernels.fits(b) else None
+
+
 def rank_update(
     rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,6 +185,8 @@ def rank_update(
     rows: (t, d); a, b: (k, n, b), float32 or float64; offset: (k, n).
     Returns y like rows, and the inner products in the form that `rank_update_backward` takes.
     """
+    if (fused := _fused(rows, b)) is not None:
+        return fused.rank_update(rows, a, b, offset)
     if rows.shape[1] <= _SMALL:
         return _small_update(rows, a, b, offset)
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -193,6 +214,8 @@ def rank_update_backward(
 
     The first, or the other three, are None where they are not needed.
     """
+    if (fused := _fused(rows, b)) is not None:
+        return fused.rank_update_backward(g_rows, rows, a, b, s, needs_x, needs_parameters)
     if rows.shape[1] <= _SMALL:
         return _small_update_backward(g_rows, rows, a, b, s, needs_x, needs_parameters)
     g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None

@@ -74,7 +74,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, final)
+        temporary.replace(final)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(final) from error
@@ -120,7 +120,8 @@ def collect(folders: Iterable[Path], destination: Path) -> None:
     Raises:
         MissingResourceError: a job has not left its files.
     """
-    metrics, runs = [], []
+    metrics: list[pd.DataFrame] = []
+    runs: list[pd.DataFrame] = []
     for folder in sorted(folders):
         for name, frames in (("metrics", metrics), ("runs", runs)):
             file = folder / f"{name}.parquet"

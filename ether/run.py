@@ -219,7 +219,6 @@ def _report(number: int, count: int, row: Mapping[str, Any], values: list[dict[s
     shown = f"{scores[-1]:6.2f}" if scores else "     -"
     ending = "" if row["status"] == "finished" else f"  {row['status']}: {row['reason']}"
     print(
-        f"[{number}/{count}] {row['method']}, {row['task']}, seed {row['seed']}: {shown}  "
-        f"({row['wall_seconds']:.1f} s){ending}",
+        f"[{number}/{count}] {row['method']}, {row['task']}, seed {row['seed']}: {shown}  ({row['wall_seconds']:.1f} s){ending}",
         flush=True,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ COLUMNS = ["method", "column", "ours", "low", "high", "seeds", "paper", "compara
 RESAMPLES = 10_000
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _resamples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, count, size=(RESAMPLES, count))
 
@@ -84,11 +83,14 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
     """The ``#params`` column: exact counts at the paper's own architecture, whatever the scale.
 
     ``ours`` follows the convention the paper counts that row by (``parameters.convention`` of the method's YAML), since
-    that is what its digits can be held against; the note gives PEFT's own count and how the digits compare.
+    that is what its digits can be held against; the note says how the digits compare and why, and what is trained in
+    fact.
     """
     from ether.measures import parameters
+    from ether.paper import counts
 
     paper = published.load()[table]
+    why = counts.published_counts(table).set_index("method")["why"]
     cells = []
     for method in methods.values():
         label = method["label"]
@@ -102,8 +104,7 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
                 "mismatch": f"does not print as the paper's {printed}",
             }[published.prints_as(count.paper_convention, printed)]
             note = f"{verdict}; counted as {count.convention}; {note}"
-        if count.note:
-            note = f"{note}. {count.note}"
+        note = ". ".join(filter(None, [note, why.get(label, ""), count.note]))
         cells.append(
             {
                 "method": label, "column": "#params", "ours": float(count.paper_convention), "low": np.nan,

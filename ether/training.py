@@ -63,9 +63,8 @@ class Trainer(transformers.Trainer):
 
     def _trained(self) -> dict[str, torch.Tensor]:
         assert self.model is not None
-        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        named |= dict(self.model.named_buffers())
-        return named
+        named: dict[str, torch.Tensor] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        return named | dict(self.model.named_buffers())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

@@ -122,7 +122,7 @@ def test_peft_parameters_are_checked_by_name():
     with pytest.raises(ConfigurationError, match="Unknown PEFT type 'ETHR'.*Did you mean 'ETHER'"):
         methods.check_arguments("mine", {"kind": "peft", "type": "ETHR"})
     with pytest.raises(ConfigurationError, match="the experiment decides"):
-        methods.check_arguments("mine", {"kind": "peft", "type": "LORA", "config": {"target_modules": ["x"]}})
+        methods.check_arguments("mine", {"kind": "peft", "type": "LORA", "config": {"modules_to_save": ["x"]}})
 
 
 def test_duplicate_keys_and_bad_yaml_are_errors(tmp_path):
@@ -144,5 +144,7 @@ def test_no_scale_sets_a_value_its_base_already_has_without_need():
         content = yaml.safe_load((config.WORKFLOW / "scales" / f"{name}.yaml").read_text())
         if "over" in content:
             base = config._read_scale(content["over"])
-            repeated = [k for k, v in content.items() if k not in ("over", "threads", "seeds", "hyperparameters") and base.get(k) == v]
+            repeated = [
+                k for k, v in content.items() if k not in ("over", "threads", "seeds", "hyperparameters") and base.get(k) == v
+            ]
             assert not repeated, (name, repeated)

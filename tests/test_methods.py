@@ -18,9 +18,19 @@ def deberta(labels: int = LABELS) -> torch.nn.Module:
     torch.manual_seed(0)
     return transformers.DebertaV2ForSequenceClassification(
         transformers.DebertaV2Config(
-            vocab_size=50, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=F,
-            relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True,
-            num_labels=labels, pooler_hidden_size=D, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vocab_size=50,
+            hidden_size=D,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=2,
+            intermediate_size=F,
+            relative_attention=True,
+            position_buckets=8,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            num_labels=labels,
+            pooler_hidden_size=D,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )  # fmt: skip
     )
 
@@ -29,7 +39,11 @@ def bert() -> torch.nn.Module:
     torch.manual_seed(0)
     return transformers.BertForSequenceClassification(
         transformers.BertConfig(
-            vocab_size=50, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=F,
+            vocab_size=50,
+            hidden_size=D,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=2,
+            intermediate_size=F,
             num_labels=LABELS,
         )  # fmt: skip
     )
@@ -67,7 +81,8 @@ def test_trainable_parameters_equal_the_closed_form(key, expected):
 def test_bitfit_trains_exactly_biases_and_head():
     model = adapted(config.methods()["bitfit"]["adapt"])
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias")} | {"classifier.weight"}
+    encoder = {n for n, _ in model.named_parameters() if n.startswith("deberta.") and n.endswith("bias")}
+    assert encoder and trained == encoder | {"classifier.weight", "classifier.bias"}
 
 
 def test_full_trains_everything():
@@ -112,8 +127,9 @@ def test_bottlenecks_stand_where_the_two_papers_put_them():
 
 
 def test_boft_keeps_both_factors_and_equals_block_diag():
-    import ether.boft  # noqa: F401
     from peft.tuners.boft.layer import FastBlockDiag
+
+    import ether.boft  # noqa: F401
 
     model = adapted(config.methods()["boft"]["adapt"])
     factors = {p.shape[0] for n, p in model.named_parameters() if "boft_R" in n}

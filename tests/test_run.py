@@ -157,9 +157,7 @@ def test_scores_against_definitions():
     logits, labels = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
     hits = sum(int(row[1] > row[0]) == label for row, label in zip(logits, labels, strict=True))
     assert glue.score("accuracy", logits, labels)["score"] == pytest.approx(hits / 2)
-    assert glue.score("matthews", logits, labels)["score"] == pytest.approx(
-        100 * matthews_corrcoef(labels, logits.argmax(1))
-    )
+    assert glue.score("matthews", logits, labels)["score"] == pytest.approx(100 * matthews_corrcoef(labels, logits.argmax(1)))
     x, y = rng.normal(size=(50, 1)), rng.normal(size=50)
     ranks = [np.argsort(np.argsort(v)) for v in (x[:, 0], y)]
     pearson, spearman = np.corrcoef(x[:, 0], y)[0, 1], np.corrcoef(*ranks)[0, 1]

@@ -119,8 +119,7 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     pd.testing.assert_frame_equal(metrics, again, check_exact=True)
 
     (folder / "workflow/methods/hra.yaml").write_text(
-        "label: HRA r=2\nadapt: {kind: peft, type: HRA, config: {r: 2}}\n"
-        "training: {glue: {default: {learning_rate: 1.0e-3}}}\n"
+        "label: HRA r=2\nadapt: {kind: peft, type: HRA, config: {r: 2}}\ntraining: {glue: {default: {learning_rate: 1.0e-3}}}\n"
     )
     said = snakemake(folder, "table4", "--config", "scale=tiny", "methods=lora,ether,hra")
     assert [r for r in ran(said) if "experiment" in r] == ["experiment:hra"]

@@ -182,9 +182,7 @@ class Glue:
             train_dataset=loaded.data["train"],
             eval_dataset=loaded.data["evaluation"],
             data_collator=transformers.DataCollatorWithPadding(loaded.data["tokenizer"]),
-            compute_metrics=lambda p: score(
-                task.metric, p.predictions[0] if isinstance(p.predictions, tuple) else p.predictions, p.label_ids
-            ),
+            compute_metrics=lambda p: score(task.metric, _first(p.predictions), _first(p.label_ids)),
             callbacks=[divergence, RankAllocation(model)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -199,12 +197,17 @@ class Glue:
             for key, value in entry.items():
                 name = key.removeprefix("eval_")
                 if key.startswith("eval_") and name in ("score", "accuracy", "pearson", "spearman", "loss"):
-                    rows.append((entry["step"], "validation", name, float(value)))
+                    rows.append((int(entry["step"]), "validation", name, float(value)))
         for entry in trainer.state.log_history:
             if "loss" in entry:
-                rows.append((entry["step"], "train", "loss", float(entry["loss"])))
+                rows.append((int(entry["step"]), "train", "loss", float(entry["loss"])))
         status, reason = ("diverged", divergence.reason) if divergence.reason else ("finished", "")
         return Fitted(rows, int(outcome.global_step), seconds, status, reason)
+
+
+def _first(output: Any) -> np.ndarray:
+    """A model's logits, where it returns more than them."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 # --- cached helpers: a job's runs share model folder, tokenizer and tokenised data ---------------------------------
@@ -229,9 +232,7 @@ def _tokenizer(source: hub.Source) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _tokenised(
-    source: hub.Source, data: hub.Source, task: str, split: str, max_length: int, limit: int | None
-) -> Any:
+def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_length: int, limit: int | None) -> Any:
     """Token ids and labels of a split; the first ``limit`` examples after a fixed shuffle, the same for every run."""
     import datasets
 
@@ -279,7 +280,7 @@ def _adaptable(source: hub.Source, how: str, layers: str, head: tuple[str, ...],
         config = transformers.AutoConfig.from_pretrained(source.location, num_labels=labels, **source.pin)
     with torch.device("meta"), _quiet():
         model = transformers.AutoModelForSequenceClassification.from_config(config)
-    values = {name: 0.0 for name in ("dropout",)} | methods.step_values(100)
+    values = dict.fromkeys(("dropout",), 0.0) | methods.step_values(100)
     adapted = methods.adapt(model, json.loads(how), layers=layers, head=head, task_type="SEQ_CLS", values=values)
     if methods.trainable(adapted) == 0:
         raise ConfigurationError(f"{how} leaves nothing to train on {source.name}.")

@@ -99,7 +99,12 @@ class Masker:
 
     def __init__(self, words: PreTrainedTokenizerFast, seed: int) -> None:
         self.ids = words.get_vocab()
-        self.size = len(words)
+        groups = language.interchangeable()
+        self.order = torch.tensor([self.ids[word] for group in groups for word in group])  # groups one after another
+        self.start, self.count = (torch.zeros(len(words), dtype=torch.long) for _ in range(2))
+        for i, group in enumerate(groups):
+            members = torch.tensor([self.ids[word] for word in group])
+            self.start[members], self.count[members] = sum(map(len, groups[:i])), len(group)
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, documents: list[tuple[str, str]]) -> Batch:
@@ -126,15 +131,15 @@ class Masker:
         kind = draw(count, 1)
         side = clause & (second == (draw(count, 1) < 0.5))
         chance = draw(count, length)
-        many = (kind < 0.4) & side & (chance < 0.4)  # many words of one sentence
-        alone = (kind >= 0.4) & (kind < 0.85) & connective  # the connective
-        few = (kind >= 0.85) & word & (chance < 0.15)  # any word
+        many = (kind < 0.5) & side & (chance < 0.4)  # many words of one sentence
+        alone = (kind >= 0.5) & (kind < 0.9) & connective  # the connective
+        few = (kind >= 0.9) & word & (chance < 0.15)  # any word
         chosen = many | alone | few
-        # As in BERT, a tenth of the words to be told stays, a tenth becomes another word; a lone connective is hidden.
-        fate = draw(count, length)
-        wrong = torch.randint(len(SPECIAL), self.size, (count, length), generator=self.generator)
-        shown = torch.where(fate < 0.8, self.ids["[MASK]"], torch.where(fate < 0.9, wrong, ids))
-        shown = torch.where(alone, self.ids["[MASK]"], shown)
+        # A quarter of the words to be told stays and a quarter becomes another word of its kind, more than BERT's tenths:
+        # whether a word that stands there is right can only be told by comparing it with the other sentence.
+        fate, other = draw(count, length), draw(count, length)
+        wrong = self.order[(self.start[ids] + (other * self.count[ids]).long()).clamp(max=len(self.order) - 1)]
+        shown = torch.where((fate < 0.5) | alone, self.ids["[MASK]"], torch.where(fate < 0.75, wrong, ids))
         return Batch(
             torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone
         )

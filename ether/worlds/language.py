@@ -222,6 +222,18 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
+def interchangeable() -> list[list[str]]:
+    """The words by what they are: nouns, verbs (in all forms), adjectives, adverbs, the others."""
+    groups: dict[str, set[str]] = {}
+    for concept in [*lexicon().concepts(), *CLASSES.values()]:
+        forms = set(concept.names)
+        if concept.kind in ("noun", "class", "verb"):
+            forms.update(map(inflect, concept.names))
+        groups.setdefault("noun" if concept.kind == "class" else concept.kind, set()).update(forms)
+    groups["other"] = set(vocabulary()).difference(*groups.values())
+    return [sorted(words) for words in groups.values()]
+
+
 @functools.cache
 def _held_out_concepts(seed: int) -> frozenset[Concept]:
     rng, words, gone = random.Random(f"held-out {seed}"), lexicon(), set[Concept]()
@@ -536,7 +548,7 @@ _RELATIONS: dict[str, tuple[int, Callable[[Speaker], Pair]]] = {  # name in CONN
 
 
 def documents(seed: int = 0) -> Iterator[tuple[str, str]]:
-    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective that relates them."""
+    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective between them."""
     rng = random.Random(f"corpus {seed}")
     speaker = Speaker(lexicon(), rng)
     relations, weights = list(_RELATIONS), [weight for weight, _ in _RELATIONS.values()]

@@ -1,13 +1,13 @@
 # From the jobs' parquet to the tables and figures: CPU, seconds, never training.
 
 
+def run_files(experiment):
+    return [f"{RESULTS}/runs/{experiment}/{job}/{file}.parquet" for job in JOBS[experiment] for file in ("metrics", "runs")]
+
+
 rule collect:
     input:
-        lambda wildcards: [
-            f"{RESULTS}/runs/{wildcards.experiment}/{job}/{file}.parquet"
-            for job in JOBS[wildcards.experiment]
-            for file in ("metrics", "runs")
-        ],
+        lambda wildcards: run_files(wildcards.experiment),
     output:
         RESULTS + "/metrics/{experiment}.parquet",
         RESULTS + "/metrics/{experiment}.runs.parquet",
@@ -61,22 +61,28 @@ def exhibit_files(exhibit):
     return [f"{RESULTS}/{kind}/{exhibit}.{ending}" for ending in endings]
 
 
+def wanted(exhibit):
+    """What a target asks for: its files, and every run behind them. Without the runs Snakemake would not make a
+    deleted one again as long as the finished table is newer than all that is left."""
+    return exhibit_files(exhibit) + [file for experiment in EXHIBITS[exhibit] for file in run_files(experiment)]
+
+
 for exhibit in EXHIBITS:
 
     rule:
         name: exhibit
         input:
-            exhibit_files(exhibit),
+            wanted(exhibit),
 
 
 rule tables:
     input:
-        [exhibit_files(exhibit) for exhibit in EXHIBITS if exhibit.startswith("table")],
+        [wanted(exhibit) for exhibit in EXHIBITS if exhibit.startswith("table")],
 
 
 rule figures:
     input:
-        [exhibit_files(exhibit) for exhibit in EXHIBITS if exhibit.startswith("figure")],
+        [wanted(exhibit) for exhibit in EXHIBITS if exhibit.startswith("figure")],
 
 
 def whereabouts():
