@@ -91,7 +91,7 @@ def test_full_trains_everything():
 
 
 @pytest.mark.parametrize("make", [deberta, bert])
-@pytest.mark.parametrize("key", list(config.methods()))
+@pytest.mark.parametrize("key", [key for key, method in config.methods().items() if "glue" in method["training"]])
 def test_every_method_moves_what_it_trains_and_nothing_else(key, make):
     model = adapted(config.methods()[key]["adapt"], make())
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

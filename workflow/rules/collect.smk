@@ -25,9 +25,21 @@ def experiment_files(wildcards):
     ]
 
 
+def modules(wildcards):
+    """What an exact exhibit is computed from; the others are as new as their metrics."""
+    if EXHIBITS[wildcards.exhibit]:
+        return []
+    if wildcards.exhibit.startswith("figure"):
+        return ["ether/reflection.py"]
+    settings = wildcards.exhibit in ("table7", "table8")
+    folders = ["ether/paper", *(["workflow/methods", "workflow/scales"] if settings else ["ether/measures"])]
+    return sorted(f"{folder}/{name}" for folder in folders for name in os.listdir(folder) if name.endswith((".py", ".yaml")))
+
+
 rule table:
     input:
         experiment_files,
+        modules,
         "ether/tables.py",
         "ether/paper/published.yaml",
         notebook="notebooks/{exhibit}.ipynb",
@@ -44,6 +56,7 @@ rule table:
 rule figure:
     input:
         experiment_files,
+        modules,
         "ether/plots.py",
         notebook="notebooks/{exhibit}.ipynb",
     output:
@@ -57,8 +70,9 @@ rule figure:
 
 
 def exhibit_files(exhibit):
-    kind, endings = ("tables", ("parquet", "csv", "md")) if exhibit.startswith("table") else ("figures", ("png", "pdf"))
-    return [f"{RESULTS}/{kind}/{exhibit}.{ending}" for ending in endings]
+    if exhibit.startswith("figure"):
+        return [f"{RESULTS}/figures/{exhibit}.{ending}" for ending in ("png", "pdf", "parquet")]
+    return [f"{RESULTS}/tables/{exhibit}.{ending}" for ending in ("parquet", "csv", "md")]
 
 
 def wanted(exhibit):
@@ -77,7 +91,7 @@ for exhibit in EXHIBITS:
 
 rule tables:
     input:
-        [wanted(exhibit) for exhibit in EXHIBITS if exhibit.startswith("table")],
+        [wanted(exhibit) for exhibit in EXHIBITS if not exhibit.startswith("figure")],
 
 
 rule figures:
@@ -90,7 +104,8 @@ def whereabouts():
     lines = [f"\nScale {SCALE_NAME!r}: {SCALE.settings['description']}."]
     for exhibit, experiments in EXHIBITS.items():
         if all(os.path.exists(file) for file in exhibit_files(exhibit)):
-            lines.append(f"  {exhibit:9} {'  '.join(exhibit_files(exhibit))}")
-            lines.append(f"  notebook  {RESULTS}/notebooks/{exhibit}.ipynb")
-            lines.append("  metrics   " + "  ".join(f"{RESULTS}/metrics/{name}.parquet" for name in experiments))
+            lines.append(f"  {exhibit:10} {'  '.join(exhibit_files(exhibit))}")
+            lines.append(f"  notebook   {RESULTS}/notebooks/{exhibit}.ipynb")
+            if experiments:
+                lines.append("  metrics    " + "  ".join(f"{RESULTS}/metrics/{name}.parquet" for name in experiments))
     return "\n".join(lines)

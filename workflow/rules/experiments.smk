@@ -16,19 +16,28 @@ MODULES = [
 ]
 
 
+def in_shell(value, keep=""):
+    """JSON for a shell command, quoted, its braces kept from Snakemake's formatting; `keep` alone is formatted.
+
+    As part of the command it does not count as a parameter: a job is made again for its own `digest`, not because the
+    list of methods beside it has changed.
+    """
+    text = shlex.quote(json.dumps(value)).replace("{", "{{").replace("}", "}}")
+    return text.replace("{" + keep + "}", keep) if keep else text
+
+
 rule check:
-    # Before anything is trained: parameters, block counts, files, columns, GPU, disk.
+    # Before the first job trains: parameters, block counts, files, columns, GPU, disk. Done once; what changes later is
+    # checked by its own job before that trains. (No `params` here: Snakemake 9 drops a job whose output is missing when
+    # an `ancient` input of it is about to be made again for changed params.)
     input:
         world=world_files(),
         foundation=foundation_files(),
     output:
         RESULTS + "/checked/{experiment}.json",
-    params:
-        overrides=json.dumps(OVERRIDES),
-        digest=lambda wildcards: [job.digest for job in JOBS[wildcards.experiment].values()],
     shell:
-        "{sys.executable} -m ether.check {SCALE_NAME} {wildcards.experiment}"
-        " --overrides {params.overrides:q} --output {output}"
+        "{sys.executable} -m ether.check {SCALE_NAME} {wildcards.experiment} --output {output} --overrides "
+        + in_shell(OVERRIDES)
 
 
 rule experiment:
@@ -46,12 +55,10 @@ rule experiment:
         notebook=RESULTS + "/notebooks/runs/{experiment}/{job}.ipynb",
     params:
         digest=lambda wildcards: JOBS[wildcards.experiment][wildcards.job].digest,
-        parameters=lambda wildcards: json.dumps(
-            {"scale": SCALE_NAME, "job": wildcards.job, "overrides": OVERRIDES}
-        ),
     threads: SCALE.settings["threads"]
     resources:
         gpu=1 if SCALE.settings["device"] == "cuda" else 0,
     shell:
         "ETHER_THREADS={threads} OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false"
-        " {sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
+        " {sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters "
+        + in_shell({"scale": SCALE_NAME, "job": "{wildcards.job}", "overrides": OVERRIDES}, keep="{wildcards.job}")
