@@ -3,20 +3,21 @@
     python benchmarks/layer.py --device cpu --threads 2
     python benchmarks/layer.py --device cuda --shapes 4096x4096 --tokens 8192 --output layer.parquet
 
-A shape is IN x OUT. For each shape and number of tokens the methods take turns, round after round, so that a machine that
-slows down slows all of them; a time is the median over the rounds, a ratio the median of the ratios within a round (to
-the frozen layer alone, and to PEFT's LoRA of rank 8). The layer's input wants a gradient, as inside a network.
+A shape is IN x OUT. For each shape and number of tokens the methods take turns, round after round, so that a machine
+that slows down slows all of them; a time is the median over the rounds, a ratio the median of the ratios within a round
+(to the frozen layer alone, and to PEFT's LoRA of rank 8). The layer's input wants a gradient, as inside a network.
 
-Columns: forward and forward + backward in milliseconds, the latter's ratios; the peak of what a forward and backward pass
-allocates beyond what was there before, in MB and against LoRA's; and the time of the merged layer without gradients
-against the frozen one's (nothing where the method was not merged). `weight side` is ETHER evaluated on the weight, block by
-block, as the authors' released code does. `--output` writes the same numbers as parquet, one row a line.
+Columns: forward and forward + backward in milliseconds, the latter's ratios; the peak of what a forward and backward
+pass allocates beyond what was there before, in MB and against LoRA's; and the time of the merged layer without gradients
+against the frozen one's (nothing where the method was not merged). `weight side` is ETHER evaluated on the weight, block
+by block, as the authors' released code does. `--output` writes the same numbers as parquet, one row a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import platform
 import statistics
 import time
@@ -24,6 +25,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
 
 import pandas as pd
 import torch
@@ -130,6 +133,11 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def forget_gradients(x: torch.Tensor, layer: nn.Module) -> None:
+    for tensor in (x, *layer.parameters()):
+        tensor.grad = None
+
+
 def measure(
     shape: tuple[int, int],
     tokens: int,
@@ -155,9 +163,7 @@ def measure(
             return layer(x)
 
         def both(layer: nn.Module = layer) -> None:
-            x.grad = None
-            for parameter in layer.parameters():
-                parameter.grad = None
+            forget_gradients(x, layer)
             layer(x).backward(gradient)
 
         layers[method], calls[method] = layer, (forward, both)
@@ -167,7 +173,10 @@ def measure(
     for _ in range(args.rounds):
         for m in methods:
             samples[m].append(tuple(clock(c, r) for c, r in zip(calls[m], repeats[m], strict=True)))  # type: ignore[arg-type]
-    memory = {m: peak_memory(calls[m][1], device) for m in methods}
+    memory = {}
+    for m in methods:
+        forget_gradients(x, layers[m])  # else those of the last call would be freed in mid-measurement
+        memory[m] = peak_memory(calls[m][1], device)
 
     def ratio(m: str, to: str) -> float:
         return statistics.median(a[1] / b[1] for a, b in zip(samples[m], samples[to], strict=True))
@@ -214,12 +223,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default float32 on the CPU, else bfloat16")
-    parser.add_argument(
-        "--shapes", nargs="+", type=shape_of, default=[(768, 768), (320, 1280), (4096, 4096), (4096, 11008)]
-    )
-    parser.add_argument(
-        "--tokens", nargs="+", type=int, default=[1024, 2048], help="256 to 8192 in the README's tables"
-    )
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=[(768, 768), (320, 1280), (4096, 4096), (4096, 11008)])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048], help="256 to 8192 in the README's tables")
     parser.add_argument("--methods", nargs="+", help=f"default all of: {', '.join(METHODS)}")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sample", type=float, default=0.05, help="seconds a sample should last at least")

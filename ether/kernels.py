@@ -1,9 +1,10 @@
 """`ether.reflection`'s two inner functions as fused Triton kernels, for CUDA.
 
 The forward kernel reads x once and writes y once; the backward kernel reads x and the gradient once, writes the input's
-gradient, and sums the parameters' gradients on the way: each program keeps its sums in registers over the rows it goes
-through and writes them once, and the few partial sums are added up afterwards (in a fixed order: the result is the
-same in every run). Everything is computed in float32 whatever the dtype of x.
+gradient, and sums the parameters' gradients on the way (the inner products are made again, since x is there anyway).
+Each program keeps its sums in registers over the rows it goes through and writes them once, and the few partial sums
+are added up afterwards, in a fixed order: the result is the same in every run. Everything is computed in float32
+whatever the dtype of x.
 
 `ether.reflection` calls these where `fits` allows and Triton is installed, as it is with torch for CUDA; its own plain
 operations are their reference and their fallback. Triton's interpreter runs them on the CPU (TRITON_INTERPRET=1).
@@ -31,7 +32,7 @@ _FORWARD_WAVES, _BACKWARD_WAVES = 8, 2
 
 @triton.jit
 def _update_kernel(  # type: ignore[no-untyped-def]
-    x, y, s, a, b, offset, rows, x_stride, n, width,
+    x, y, a, b, offset, rows, x_stride, n, width,
     HAS_OFFSET: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = x + sum_k a_k (b_k . x - offset_k) for one block of every row, ROWS rows at a time."""
@@ -51,21 +52,20 @@ def _update_kernel(  # type: ignore[no-untyped-def]
         s0 = tl.sum(piece * b0, axis=1)
         if HAS_OFFSET:
             s0 -= tl.load(offset + block)
-        tl.store(s + row * n + block, s0, mask=row < rows)
         out = piece + s0[:, None] * a0
         if K == 2:
             s1 = tl.sum(piece * b1, axis=1)
             if HAS_OFFSET:
                 s1 -= tl.load(offset + n + block)
-            tl.store(s + (rows + row) * n + block, s1, mask=row < rows)
             out += s1[:, None] * a1
         tl.store(y + row[:, None] * (n * width) + parameter[None, :], out, mask=inside)
 
 
 @triton.jit
 def _update_backward_kernel(  # type: ignore[no-untyped-def]
-    g, x, s, a, b, g_x, g_a, g_b, t_sum, rows, g_stride, x_stride, n, width,
-    NEEDS_X: tl.constexpr, NEEDS_PARAMETERS: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    g, x, a, b, offset, g_x, g_a, g_b, t_sum, rows, g_stride, x_stride, n, width,
+    NEEDS_X: tl.constexpr, NEEDS_PARAMETERS: tl.constexpr, HAS_OFFSET: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """g_x = g + sum_k b_k (a_k . g), and this program's share of the sums over rows for a, b and a . g."""
     block = tl.program_id(1)
@@ -91,7 +91,9 @@ def _update_backward_kernel(  # type: ignore[no-untyped-def]
         out = g_piece + t0[:, None] * b0
         if NEEDS_PARAMETERS:
             x_piece = tl.load(x + row[:, None] * x_stride + parameter[None, :], mask=inside, other=0.0).to(tl.float32)
-            s0 = tl.load(s + row * n + block, mask=row < rows, other=0.0)
+            s0 = tl.sum(x_piece * b0, axis=1)
+            if HAS_OFFSET:  # in rows past the end the gradient is zero, so the offset does no harm there
+                s0 -= tl.load(offset + block)
             sum_a0 += s0[:, None] * g_piece
             sum_b0 += t0[:, None] * x_piece
             sum_t0 += t0
@@ -99,7 +101,9 @@ def _update_backward_kernel(  # type: ignore[no-untyped-def]
             t1 = tl.sum(g_piece * a1, axis=1)
             out += t1[:, None] * b1
             if NEEDS_PARAMETERS:
-                s1 = tl.load(s + (rows + row) * n + block, mask=row < rows, other=0.0)
+                s1 = tl.sum(x_piece * b1, axis=1)
+                if HAS_OFFSET:
+                    s1 -= tl.load(offset + n + block)
                 sum_a1 += s1[:, None] * g_piece
                 sum_b1 += t1[:, None] * x_piece
                 sum_t1 += t1
@@ -145,21 +149,18 @@ def _readable(rows: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def rank_update(
-    rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `ether.reflection.rank_update`; the inner products are (k, t, n)."""
+def rank_update(rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    """As `ether.reflection.rank_update`, the first result."""
     rows, a, b = _readable(rows), a.contiguous(), b.contiguous()
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    s = torch.empty(len(b), len(rows), b.shape[1], dtype=b.dtype, device=rows.device)
     programs, sizes = _plan(rows, b, _FORWARD_WAVES)
     if len(rows):
         with _on(rows.device):
             _update_kernel[(programs, b.shape[1])](
-                rows, y, s, a, b, b if offset is None else offset.contiguous(), len(rows), rows.stride(0), *b.shape[1:],
+                rows, y, a, b, b if offset is None else offset.contiguous(), len(rows), rows.stride(0), *b.shape[1:],
                 HAS_OFFSET=offset is not None, **sizes,
             )  # fmt: skip
-    return y, s
+    return y
 
 
 def rank_update_backward(
@@ -167,7 +168,7 @@ def rank_update_backward(
     rows: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
-    s: torch.Tensor,
+    offset: torch.Tensor | None,
     needs_x: bool,
     needs_parameters: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -175,15 +176,16 @@ def rank_update_backward(
     g_rows, rows, a, b = _readable(g_rows), _readable(rows), a.contiguous(), b.contiguous()
     g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None
     programs, sizes = _plan(rows, b, _BACKWARD_WAVES)
-    shares = (programs, *b.shape) if needs_parameters else (0,)
+    shares = (programs, *b.shape) if needs_parameters else (0, 0, 0, 0)
     g_a = torch.zeros(shares, dtype=b.dtype, device=b.device)
     g_b = torch.zeros_like(g_a)
     t_sum = torch.zeros(shares[:3], dtype=b.dtype, device=b.device)
     if len(rows):
         with _on(rows.device):
             _update_backward_kernel[(programs, b.shape[1])](
-                g_rows, rows, s, a, b, g_rows if g_x is None else g_x, g_a, g_b, t_sum,
+                g_rows, rows, a, b, b if offset is None else offset.contiguous(),
+                g_rows if g_x is None else g_x, g_a, g_b, t_sum,
                 len(rows), g_rows.stride(0), rows.stride(0), *b.shape[1:],
-                NEEDS_X=needs_x, NEEDS_PARAMETERS=needs_parameters, **sizes,
+                NEEDS_X=needs_x, NEEDS_PARAMETERS=needs_parameters, HAS_OFFSET=offset is not None, **sizes,
             )  # fmt: skip
     return (g_x, g_a.sum(0), g_b.sum(0), t_sum.sum(0)) if needs_parameters else (g_x, None, None, None)

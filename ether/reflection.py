@@ -49,9 +49,7 @@ _PIECE_OTHER = 2**25
 _SMALL = 256
 
 
-def reflect(
-    x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None, shift: torch.Tensor | None = None
-) -> torch.Tensor:
+def reflect(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
     """Apply H (v is None; eq. 1) or H+ (Sec. 3.3) with n diagonal blocks (Sec. 3.4) to the last dimension of x.
 
     x: (..., d), any strides. u, v: (n, b) with n * b = d, any length but zero. shift: (d,) or None; with it the result
@@ -90,9 +88,7 @@ def _work_dtype(x: torch.Tensor, u: torch.Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
 
 
-def _reflect_plain(
-    x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None
-) -> torch.Tensor:
+def _reflect_plain(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
     """`reflect` in a few differentiable operations: for compilers, second derivatives, and to test the other one."""
     dtype = _work_dtype(x, u)
     a, b, _, _ = _directions(u, v, dtype)
@@ -106,29 +102,30 @@ def _reflect_plain(
 class _Reflection(torch.autograd.Function):
     """`reflect`, forward and backward in about one pass over memory each.
 
-    Kept for the backward pass: x, what has the parameters' size, and k * n inner products a row (of d numbers a row).
+    Kept for the backward pass: the inputs, and for narrow x (where it saves time and costs nothing) what was made of them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None
-    ) -> torch.Tensor:
-        a, b, unit, length = _directions(u, v, _work_dtype(x, u))
-        offset = None if shift is None else (b * shift.to(b.dtype).view(u.shape)).sum(-1)
+    def forward(ctx: Any, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
+        made = _directions(u, v, _work_dtype(x, u))
+        a, b, *_ = made
         with _full_precision(x.device.type):
-            y, s = rank_update(x.reshape(-1, u.numel()), a, b, offset)
-        ctx.save_for_backward(x, u, v, shift, s, a, b, unit, length)
+            y, s = rank_update(x.reshape(-1, u.numel()), a, b, _offset(b, shift))
+        ctx.save_for_backward(x, u, v, shift, *(() if s is None else (s, *made)))
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, u, v, shift, s, a, b, unit, length = ctx.saved_tensors
+        x, u, v, shift, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: these gradients will themselves be differentiated
             return _differentiable_backward(ctx, gradient, x, u, v, shift)
+        s, a, b, unit, length = kept or (None, *_directions(u, v, _work_dtype(x, u)))
         needs_parameters = any(ctx.needs_input_grad[1:])
         rows, g_rows = x.reshape(-1, u.numel()), gradient.reshape(-1, u.numel())
         with _full_precision(x.device.type):
-            g_x, g_a, g_b, t = rank_update_backward(g_rows, rows, a, b, s, ctx.needs_input_grad[0], needs_parameters)
+            g_x, g_a, g_b, t = rank_update_backward(
+                g_rows, rows, a, b, _offset(b, shift), s, ctx.needs_input_grad[0], needs_parameters
+            )
         g_x = None if g_x is None else g_x.view(x.shape)
         if g_a is None or g_b is None or t is None:
             return g_x, None, None, None
@@ -136,13 +133,20 @@ class _Reflection(torch.autograd.Function):
         if shift is not None:  # the inner products were b . (x - shift)
             g_b = g_b - t.unsqueeze(-1) * shift.to(b.dtype).view(u.shape)
             g_shift = -(t.unsqueeze(-1) * b).sum(0).view(shift.shape).to(shift.dtype)
+        del a, b  # this is where memory peaks
         if v is None:
             g_unit = torch.add(g_b, g_a, alpha=-2)
         else:
             g_h, g_e = g_a[0] + g_b[1], g_a[1] + g_b[0]
+            del g_a, g_b
             g_unit = torch.stack((g_h / 2 - g_e, g_h / 2 + g_e))
         g_raw = (g_unit - unit * (unit * g_unit).sum(-1, keepdim=True)) / length  # through u / |u|
         return g_x, g_raw[0].to(u.dtype), None if v is None else g_raw[1].to(v.dtype), g_shift
+
+
+def _offset(b: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor | None:
+    """(k, n): b . shift, a block and vector."""
+    return None if shift is None else (b * shift.to(b.dtype).view(b.shape[1:])).sum(-1)
 
 
 def _differentiable_backward(
@@ -156,9 +160,7 @@ def _differentiable_backward(
     inputs = (x, u, v, shift)
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and t is not None]
     got = iter(torch.autograd.grad(_reflect_plain(x, u, v, shift), wanted, gradient, create_graph=True))
-    return tuple(
-        next(got) if needed and t is not None else None for t, needed in zip(inputs, ctx.needs_input_grad, strict=True)
-    )
+    return tuple(next(got) if needed and t is not None else None for t, needed in zip(inputs, ctx.needs_input_grad, strict=True))
 
 
 @functools.cache
@@ -179,26 +181,22 @@ def _fused(rows: torch.Tensor, b: torch.Tensor) -> Any:
 
 def rank_update(
     rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y = x + sum_k a_k (b_k . x - offset_k) for each row x and block.
 
     rows: (t, d); a, b: (k, n, b), float32 or float64; offset: (k, n).
-    Returns y like rows, and the inner products in the form that `rank_update_backward` takes.
+    Returns y like rows; and the inner products where keeping them for the backward pass is worth it.
     """
     if (fused := _fused(rows, b)) is not None:
-        return fused.rank_update(rows, a, b, offset)
+        return fused.rank_update(rows, a, b, offset), None
     if rows.shape[1] <= _SMALL:
         return _small_update(rows, a, b, offset)
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    s = rows.new_empty((len(b), len(rows), b.shape[1]), dtype=b.dtype)
     for part in _pieces(rows):
         piece = rows[part].to(b.dtype)
-        s_part = _inner(piece, b)
-        if offset is not None:
-            s_part -= offset.unsqueeze(1)
-        s[:, part] = s_part
-        _add_outer(piece, s_part, a, y[part])
-    return y, s
+        s = _inner(piece, b, offset, y[part])
+        _add_outer(piece, s, a, y[part])
+    return y, None
 
 
 def rank_update_backward(
@@ -206,30 +204,33 @@ def rank_update_backward(
     rows: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
-    s: torch.Tensor,
+    offset: torch.Tensor | None,
+    s: torch.Tensor | None,
     needs_x: bool,
     needs_parameters: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of `rank_update` for the rows, for a, and for b as if offset were 0; and sum_rows a_k . g, (k, n).
 
-    The first, or the other three, are None where they are not needed.
+    s: what `rank_update` returned. The first result, or the other three, are None where they are not needed.
     """
     if (fused := _fused(rows, b)) is not None:
-        return fused.rank_update_backward(g_rows, rows, a, b, s, needs_x, needs_parameters)
-    if rows.shape[1] <= _SMALL:
+        return fused.rank_update_backward(g_rows, rows, a, b, offset, needs_x, needs_parameters)
+    if s is not None:
         return _small_update_backward(g_rows, rows, a, b, s, needs_x, needs_parameters)
     g_x = torch.empty_like(g_rows, memory_format=torch.contiguous_format) if needs_x else None
     g_a, g_b = torch.zeros_like(a), torch.zeros_like(b)
     t_sum = a.new_zeros(a.shape[:2])
     for part in _pieces(g_rows):
         g_piece = g_rows[part].to(a.dtype)
-        t = _inner(g_piece, a)
-        if g_x is not None:
-            _add_outer(g_piece, t, b, g_x[part])
+        out = torch.empty_like(g_piece) if g_x is None else g_x[part]
+        t = _inner(g_piece, a, None, out)
         if needs_parameters:
-            g_a += _sum_outer(s[:, part], g_piece, a.shape[1])
-            g_b += _sum_outer(t, rows[part].to(a.dtype), a.shape[1])
+            x_piece = rows[part].to(a.dtype)
+            _sum_outer(g_a, _inner(x_piece, b, offset, out), g_piece, out)
+            _sum_outer(g_b, t, x_piece, out)
             t_sum += t.sum(1)
+        if g_x is not None:
+            _add_outer(g_piece, t, b, out)
     return (g_x, g_a, g_b, t_sum) if needs_parameters else (g_x, None, None, None)
 
 
@@ -240,12 +241,24 @@ def _pieces(rows: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _inner(piece: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(t, d), (k, n, b) -> (k, t, n): inner products of each row's blocks with each vector of each block."""
+# The last argument of the following is where the result of the same piece will go: until then it serves as scratch
+# space, so that nothing else of a piece's size is allocated.
+
+
+def _product(blocks: torch.Tensor, factor: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    if scratch.dtype != blocks.dtype:
+        return blocks * factor
+    return torch.mul(blocks, factor, out=scratch.unflatten(-1, blocks.shape[1:]))
+
+
+def _inner(piece: torch.Tensor, b: torch.Tensor, offset: torch.Tensor | None, scratch: torch.Tensor) -> torch.Tensor:
+    """(t, d), (k, n, b), (k, n) -> (k, t, n): each row's blocks times each vector, less the offset."""
     if b.shape[1] == 1:
-        return torch.stack([piece.mv(b_k[0]) for b_k in b]).unsqueeze(-1)
-    blocks = piece.unflatten(-1, b.shape[1:])
-    return torch.stack([(blocks * b_k).sum(-1) for b_k in b])
+        s = torch.stack([piece.mv(b_k[0]) for b_k in b]).unsqueeze(-1)
+    else:
+        blocks = piece.unflatten(-1, b.shape[1:])
+        s = torch.stack([_product(blocks, b_k, scratch).sum(-1) for b_k in b])
+    return s if offset is None else s - offset.unsqueeze(1)
 
 
 def _add_outer(piece: torch.Tensor, s: torch.Tensor, a: torch.Tensor, out: torch.Tensor) -> None:
@@ -259,14 +272,19 @@ def _add_outer(piece: torch.Tensor, s: torch.Tensor, a: torch.Tensor, out: torch
         out.copy_(result)
 
 
-def _sum_outer(s: torch.Tensor, piece: torch.Tensor, n: int) -> torch.Tensor:
-    """(k, t, n), (t, d) -> (k, n, b): sum over rows of s_k times the row's blocks."""
+def _sum_outer(total: torch.Tensor, s: torch.Tensor, piece: torch.Tensor, scratch: torch.Tensor) -> None:
+    """total (k, n, b) += the sum over rows of s_k times the row's blocks, from (k, t, n) and (t, d)."""
+    n, b = total.shape[1:]
     if n == 1:
-        return torch.stack([piece.t().mv(s_k[:, 0]) for s_k in s]).unsqueeze(1)
-    blocks = piece.unflatten(-1, (n, -1))
-    if blocks.shape[-1] < 64:  # below that, a batch of thin matrix products is slower than plain multiplication
-        return torch.stack([(blocks * s_k.unsqueeze(-1)).sum(0) for s_k in s])
-    return torch.bmm(s.permute(2, 0, 1), blocks.transpose(0, 1)).transpose(0, 1)
+        for total_k, s_k in zip(total, s, strict=True):
+            total_k[0].addmv_(piece.t(), s_k[:, 0])
+        return
+    blocks = piece.unflatten(-1, (n, b))
+    if b < 64:  # below that, a batch of thin matrix products is slower than plain multiplication
+        for total_k, s_k in zip(total, s, strict=True):
+            total_k += _product(blocks, s_k.unsqueeze(-1), scratch).sum(0)
+    else:
+        total.transpose(0, 1).baddbmm_(s.permute(2, 0, 1), blocks.transpose(0, 1))
 
 
 def _small_update(
@@ -328,9 +346,7 @@ def reflect_row_groups(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | 
     return reflect(by_group, u, v).view(f // n, n, n, b).permute(2, 0, 1, 3).reshape(f, d)
 
 
-def row_group_correction(
-    x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None
-) -> torch.Tensor:
+def row_group_correction(x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
     """Layout `release` on activations: x W'^T - x W^T for W' = `reflect_row_groups`(W, u, v).
 
     x: (..., d); weight: (f, d). Returns (..., f) in x's dtype. Group r of the outputs needs its own transformed input;

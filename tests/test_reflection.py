@@ -51,9 +51,7 @@ def same_gradients(actual: torch.Tensor, expected: torch.Tensor, *inputs: torch.
     close(actual, expected)
     wanted = [t for t in inputs if t is not None]
     g = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(seed))
-    for one, other in zip(
-        torch.autograd.grad(actual, wanted, g), torch.autograd.grad(expected, wanted, g), strict=True
-    ):
+    for one, other in zip(torch.autograd.grad(actual, wanted, g), torch.autograd.grad(expected, wanted, g), strict=True):
         close(one, other)
 
 
@@ -288,10 +286,11 @@ def test_what_is_kept_for_the_backward_pass(n: int, relaxed: bool) -> None:
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         reflect(x, u, v)
+    given = {t.data_ptr() for t in (x, u, v) if t is not None}
+    extra = sum(t.numel() for t in kept if t.data_ptr() not in given)
+    # nothing; or, for narrow x, an inner product a row, block and vector, and some copies of the parameters
     k = 2 if relaxed else 1
-    extra = sum(t.numel() for t in kept if t.data_ptr() != x.data_ptr())
-    # an inner product a row, block and vector, and some copies of the parameters
-    assert extra <= 32 * k * n + 5 * k * D
+    assert extra <= (32 * k * n + 4 * k * D if reflection._SMALL >= D else 0)
 
 
 @METHODS

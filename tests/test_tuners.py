@@ -38,9 +38,7 @@ CONFIGS = {
     "ETHER release": EtherConfig(target_modules=["lin"], n_blocks=4, layout="release"),
     "ETHER+": EtherConfig(target_modules=["lin"], n_blocks=4, relaxed=True, init_weights=False),
     "ETHER+ input": EtherConfig(target_modules=["lin"], n_blocks=4, relaxed=True, init_weights=False, sides="input"),
-    "ETHER+ release": EtherConfig(
-        target_modules=["lin"], n_blocks=4, relaxed=True, init_weights=False, layout="release"
-    ),
+    "ETHER+ release": EtherConfig(target_modules=["lin"], n_blocks=4, relaxed=True, init_weights=False, layout="release"),
     "Naive": NaiveConfig(target_modules=["lin"], n_blocks=4, init_weights=False),
 }
 EVERY = pytest.mark.parametrize("name", CONFIGS)
@@ -105,9 +103,7 @@ def assert_same(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> N
 @pytest.mark.parametrize("sides", ["input", "output", "both"])
 @pytest.mark.parametrize("relaxed", [False, True], ids=["ETHER", "ETHER+"])
 @pytest.mark.parametrize("conv1d", [False, True], ids=["Linear", "Conv1D"])
-def test_layer_equals_the_dense_weight_side_formula(
-    n: int, layout: str, sides: str, relaxed: bool, conv1d: bool
-) -> None:
+def test_layer_equals_the_dense_weight_side_formula(n: int, layout: str, sides: str, relaxed: bool, conv1d: bool) -> None:
     """(H W H~)^T x + b: values and all gradients, trainable bias included, in float64."""
     config = EtherConfig(
         n_blocks=n, layout=layout, sides=sides, relaxed=relaxed, init_weights=False, target_modules=["lin"], bias="all"
@@ -120,9 +116,7 @@ def test_layer_equals_the_dense_weight_side_formula(
     wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
     assert len(wanted) == 2 + (2 if relaxed else 1) * (2 if sides == "both" else 1)
     g = torch.randn(actual.shape, dtype=actual.dtype, generator=torch.Generator().manual_seed(1))
-    for one, other in zip(
-        torch.autograd.grad(actual, wanted, g), torch.autograd.grad(expected, wanted, g), strict=True
-    ):
+    for one, other in zip(torch.autograd.grad(actual, wanted, g), torch.autograd.grad(expected, wanted, g), strict=True):
         assert_same(one, other)
 
 
@@ -474,9 +468,7 @@ def test_diffusers_add_adapter() -> None:
     given = torch.randn(1, 4, 8, 8), 3, torch.randn(1, 2, 8)
     with torch.no_grad():
         base = unet(*given).sample
-        unet.add_adapter(
-            EtherConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], relaxed=True, init_weights=False)
-        )
+        unet.add_adapter(EtherConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], relaxed=True, init_weights=False))
         assert (unet(*given).sample - base).abs().max() > 1e-4
         unet.disable_adapters()
         assert torch.equal(unet(*given).sample, base)
@@ -529,9 +521,7 @@ def test_bitsandbytes(name: str, bits: int, training: bool) -> None:
     net.lin = quantised.to("cpu")
     weight = quantised.weight
     plain.lin.weight.data = (
-        dequantize_4bit(weight.data, weight.quant_state)
-        if bits == 4
-        else int8_vectorwise_dequant(weight.data, weight.SCB)
+        dequantize_4bit(weight.data, weight.quant_state) if bits == 4 else int8_vectorwise_dequant(weight.data, weight.SCB)
     ).float()
     net(x)
     models = []
@@ -581,9 +571,7 @@ def test_torchao(name: str) -> None:
 
 
 def test_errors_name_the_thing_and_the_remedy() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"n_blocks=5 does not divide the input dimension 64 of layer 'lin'.*1, 2, 4"
-    ):
+    with pytest.raises(ConfigurationError, match=r"n_blocks=5 does not divide the input dimension 64 of layer 'lin'.*1, 2, 4"):
         adapted(EtherConfig(n_blocks=5, target_modules=["lin"]))
     with pytest.raises(ConfigurationError, match=r"output dimension 32 of layer 'lin'.*can be 1, 2, 4, 8, 16, 32;"):
         adapted(EtherConfig(n_blocks=64, relaxed=True, target_modules=["lin"]))

@@ -37,9 +37,7 @@ class MultiplicativeConfig(PeftConfig):
         ConfigurationError: a value is not allowed. (A `ValueError` as well.)
     """
 
-    n_blocks: int = field(
-        default=1, metadata={"help": "Number of diagonal blocks; must divide every adapted dimension."}
-    )
+    n_blocks: int = field(default=1, metadata={"help": "Number of diagonal blocks; must divide every adapted dimension."})
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Names, suffixes or a regular expression of the modules to adapt, or 'all-linear'."},
@@ -60,9 +58,7 @@ class MultiplicativeConfig(PeftConfig):
     bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or '<adapter>_only'."})
     dropout: float = field(
         default=0.0,
-        metadata={
-            "help": "Dropout on what the adapter's correction reads, x + (H - I) dropout(x); not on the frozen path."
-        },
+        metadata={"help": "Dropout on what the adapter's correction reads, x + (H - I) dropout(x); not on the frozen path."},
     )
 
     # Not a field: the prefix of the adapter's parameter names, without the underscore.
@@ -89,9 +85,7 @@ class MultiplicativeConfig(PeftConfig):
                     f"({self.target_modules!r}); write the layer indices into the expression, or give a list of names."
                 )
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigurationError(
-                f"{name}: `layers_pattern` means nothing without `layers_to_transform`; give both."
-            )
+            raise ConfigurationError(f"{name}: `layers_pattern` means nothing without `layers_to_transform`; give both.")
 
 
 @dataclass
@@ -123,9 +117,7 @@ class EtherConfig(MultiplicativeConfig):
     )
     layout: str = field(
         default="diagonal",
-        metadata={
-            "help": "What n_blocks > 1 means on the input side: 'diagonal' (paper) or 'release' (the released code)."
-        },
+        metadata={"help": "What n_blocks > 1 means on the input side: 'diagonal' (paper) or 'release' (the released code)."},
     )
     init_weights: bool = field(
         default=True,
@@ -159,8 +151,6 @@ class NaiveConfig(MultiplicativeConfig):
     Other arguments: see `MultiplicativeConfig`.
     """
 
-    init_weights: bool = field(
-        default=True, metadata={"help": "True: start at the identity. False: identity plus noise."}
-    )
+    init_weights: bool = field(default=True, metadata={"help": "True: start at the identity. False: identity plus noise."})
 
     _kind: ClassVar[str] = "naive"

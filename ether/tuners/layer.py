@@ -216,9 +216,7 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
     def scale_layer(self, scale: float) -> None:
         """Part of PEFT's layer interface; a scale other than 1 is refused with a warning."""
         if scale != 1:
-            warnings.warn(
-                f"{type(self).__name__} multiplies the weight and has no scale; {scale} is ignored.", stacklevel=2
-            )
+            warnings.warn(f"{type(self).__name__} multiplies the weight and has no scale; {scale} is ignored.", stacklevel=2)
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Part of PEFT's layer interface; nothing to undo."""

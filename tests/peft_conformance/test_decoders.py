@@ -102,15 +102,11 @@ class TestDecoders(_common.PeftCommonTester):  # type: ignore[name-defined]
     ) -> None:
         self._test_generate_pos_args(str(models / model_name), config_cls, config_kwargs, raises_err=False)
 
-    def test_input_embeddings(
-        self, model_name: str, config_cls: type, config_kwargs: dict[str, Any], models: Path
-    ) -> None:
+    def test_input_embeddings(self, model_name: str, config_cls: type, config_kwargs: dict[str, Any], models: Path) -> None:
         self._test_passing_input_embeds_works("", str(models / model_name), config_cls, config_kwargs)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_no_autocast(
         self, dtype: torch.dtype, model_name: str, config_cls: type, config_kwargs: dict[str, Any], models: Path
     ) -> None:
-        self._test_add_adapter_no_autocast_adapter_dtype(
-            str(models / model_name), config_cls, config_kwargs, dtype=dtype
-        )
+        self._test_add_adapter_no_autocast_adapter_dtype(str(models / model_name), config_cls, config_kwargs, dtype=dtype)
