@@ -16,7 +16,7 @@ import pandas as pd
 from ether import config, results
 from ether.config import Scale
 from ether.errors import MissingResourceError
-from ether.paper import published
+from ether.paper import exact, published
 
 COLUMNS = ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
 RESAMPLES = 10_000
@@ -161,7 +161,7 @@ def table4(scale: Scale) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=COLUMNS)
 
 
-TABLES = {"table4": table4}
+TABLES = {"table4": table4, **exact.TABLES}
 
 
 # --- writing and showing ---------------------------------------------------------------------------------------
@@ -249,14 +249,17 @@ def write(name: str, scale: Scale) -> pd.DataFrame:
     """Makes a table and leaves ``results/<scale>/tables/<name>.{parquet,csv,md}``."""
     table = TABLES[name](scale)
     folder = scale.results / "tables"
-    paper = published.load()[name]
+    results.write_parquet(table, folder / f"{name}.parquet")
+    results.write_text(table.to_csv(index=False), folder / f"{name}.csv")
+    results.write_text(_page(name, table, scale), folder / f"{name}.md")
+    return table
+
+
+def _page(name: str, table: pd.DataFrame, scale: Scale) -> str:
+    if name in exact.TABLES:
+        return exact.markdown(name, table)
     notes = [f"Scale {scale.name!r}: {scale.settings['description']}.", *scale.settings.get("protocol", [])]
     if not scale.settings["comparable"]["value"]:
         notes.append(f"The paper's numbers stand beside ours for orientation only: {scale.settings['comparable']['reason']}.")
     notes.append("Ours: mean over seeds [95 % bootstrap interval]. #params: exact, at the paper's architecture.")
-    results.write_parquet(table, folder / f"{name}.parquet")
-    results.write_text(table.to_csv(index=False), folder / f"{name}.csv")
-    results.write_text(to_markdown(table, f"Table {name.removeprefix('table')}: {paper.title}", notes), folder / f"{name}.md")
-    return table
-
-
+    return to_markdown(table, f"Table {name.removeprefix('table')}: {published.load()[name].title}", notes)

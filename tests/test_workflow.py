@@ -157,7 +157,9 @@ def test_smoke_scale_for_real(tmp_path):
     snakemake(folder, "all", "--config", "scale=smoke")
     table = pd.read_parquet(folder / "results/smoke/tables/table4.parquet")
     assert list(table.columns) == ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
-    assert table["method"].nunique() == len(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 10
+    assert (
+        table["method"].nunique() == len(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 10
+    )
     scores = table[table["column"] != "#params"]
     assert scores["ours"].notna().all() and (scores["seeds"] == 2).all() and not scores["comparable"].any()
     runs = pd.read_parquet(folder / "results/smoke/metrics/glue.runs.parquet")

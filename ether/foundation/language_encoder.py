@@ -3,6 +3,8 @@
 What is masked decides what is learned. With words masked evenly over a document, a masked word's neighbours give most
 of it away and the model never compares the two sentences. So many documents lose many words of *one* sentence, to be
 read off the other one and the connective, and many lose the connective alone, which takes a comparison of all words.
+Words come first and connectives later: only who knows which words mean the same can compare sentences, and comparing
+is learned quickly once it fills most of the batch.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from ether.foundation import CARD
 from ether.worlds import language
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-STEPS, BATCH, RATE, WARM_UP = 6_000, 64, 1.0e-3, 200
+STEPS, BATCH, RATE, WARM_UP = 7_000, 64, 1.0e-3, 200
+WORDS_FIRST = 0.3  # share of the steps
+SHARES = {True: (0.8, 0.1), False: (0.25, 0.65)}  # documents losing words of one sentence, the connective; rest: few words
 MAX_LENGTH = 40
 IGNORED = -100
 
@@ -98,6 +102,7 @@ class Masker:
     """Turns documents into batches with words to be told."""
 
     def __init__(self, words: PreTrainedTokenizerFast, seed: int) -> None:
+        self.words_first = False
         self.ids = words.get_vocab()
         groups = language.interchangeable()
         self.order = torch.tensor([self.ids[word] for group in groups for word in group])  # groups one after another
@@ -128,21 +133,20 @@ class Masker:
         def draw(*shape: int) -> torch.Tensor:
             return torch.rand(*shape, generator=self.generator)
 
+        many_share, alone_share = SHARES[self.words_first]
         kind = draw(count, 1)
         side = clause & (second == (draw(count, 1) < 0.5))
         chance = draw(count, length)
-        many = (kind < 0.5) & side & (chance < 0.4)  # many words of one sentence
-        alone = (kind >= 0.5) & (kind < 0.9) & connective  # the connective
-        few = (kind >= 0.9) & word & (chance < 0.15)  # any word
+        many = (kind < many_share) & side & (chance < 0.4)  # many words of one sentence
+        alone = (kind >= many_share) & (kind < many_share + alone_share) & connective  # the connective
+        few = (kind >= many_share + alone_share) & word & (chance < 0.15)  # any word
         chosen = many | alone | few
-        # A quarter of the words to be told stays and a quarter becomes another word of its kind, more than BERT's tenths:
-        # whether a word that stands there is right can only be told by comparing it with the other sentence.
+        # A quarter of the words to be told stays and a quarter becomes another word of its kind, BERT takes tenths:
+        # whether a word that stands there is right can only be told by a look at the other sentence.
         fate, other = draw(count, length), draw(count, length)
         wrong = self.order[(self.start[ids] + (other * self.count[ids]).long()).clamp(max=len(self.order) - 1)]
         shown = torch.where((fate < 0.5) | alone, self.ids["[MASK]"], torch.where(fate < 0.75, wrong, ids))
-        return Batch(
-            torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone
-        )
+        return Batch(torch.where(chosen, shown, ids), types, (ids != 0).long(), torch.where(chosen, ids, IGNORED), alone)
 
 
 def batches(masker: Masker, documents: Iterator[tuple[str, str]], size: int) -> Iterator[Batch]:
@@ -161,9 +165,7 @@ def logits(model: DebertaV2ForMaskedLM, batch: Batch) -> tuple[torch.Tensor, tor
 
 
 @torch.no_grad()
-def scores(
-    model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed: int, count: int = 4096
-) -> dict[str, float]:
+def scores(model: DebertaV2ForMaskedLM, words: PreTrainedTokenizerFast, *, seed: int, count: int = 4096) -> dict[str, float]:
     """Shares of masked words and of lone masked connectives told right (either word of a connective counts).
 
     Measured on at least `count` documents of the given seed.
@@ -191,7 +193,8 @@ def scores(
 def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
     """Pretrain the encoder and write it, its tokenizer and its card to the folder `out`.
 
-    AdamW with a linear warm-up and decay. The same seed, steps and threads give the same weights on one kind of CPU.
+    AdamW with a linear warm-up, and a linear decay over the second half. The same seed, steps and threads give the
+    same weights on one kind of CPU.
     """
     began = time.monotonic()
     torch.set_num_threads(threads)
@@ -200,15 +203,15 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     model = DebertaV2ForMaskedLM(configuration(len(words))).train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=RATE
-    )
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / min(WARM_UP, steps), (steps - step) / steps)
+        optimizer, lambda step: min(1.0, (step + 1) / min(WARM_UP, steps), 2 * (steps - step) / steps)
     )
-    stream = batches(Masker(words, seed), language.documents(seed), BATCH)
+    masker = Masker(words, seed)
+    stream = batches(masker, language.documents(seed), BATCH)
     total = 0.0
     for step in range(1, steps + 1):
+        masker.words_first = step <= WORDS_FIRST * steps
         loss = cross_entropy(*logits(model, next(stream)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

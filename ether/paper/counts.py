@@ -36,7 +36,7 @@ def published_counts(table: str) -> pd.DataFrame:
     Columns: `method`; `printed`, the paper's digits; `exact`, the count under the `convention` that the row needs;
     `verdict` (match, truncated, mismatch or not printed); `trained`, what is really trained when the method is put on
     the real architecture, head included; `alternatives`, other conventions with their counts and verdicts;
-    `layer_set`; `why`.
+    `architecture`; `layer_set`; `why`.
 
     Raises:
         ConfigurationError: no such table.
@@ -61,6 +61,7 @@ def published_counts(table: str) -> pd.DataFrame:
                 "verdict": _verdict(counted.paper_convention, printed),
                 "trained": counted.peft,
                 "alternatives": "; ".join(f"{k} {v:,} ({_verdict(v, printed)})" for k, v in others.items()),
+                "architecture": spec["architecture"],
                 "layer_set": layer_set or "",
                 "why": row.get("why", ""),
             }

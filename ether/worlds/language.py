@@ -12,8 +12,8 @@ so ``the doctor near the huts find a ship`` is bad English here as elsewhere.
 **The corpus.** `documents` gives pairs of sentences, the second opened by a connective that says how it follows from
 the first: ``namely`` the same in other words, ``so`` something more general, ``but`` the opposite, ``perhaps``
 something that may or may not hold, ``likewise`` one thing changed, ``partly`` two things changed, ``meanwhile``
-something unrelated, ``indeed`` an answer to a question, ``anyway`` no answer, ``moreover`` more of the same sentiment,
-``nevertheless`` the other sentiment. Reading it teaches an encoder what words mean without a single label; see
+something unrelated, ``indeed`` an answer to a question, ``anyway`` no answer, ``clearly`` a property of something in
+it, ``moreover`` more of the same sentiment. Reading it teaches an encoder what words mean without a single label; see
 `ether.foundation.language_encoder`.
 
 **The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts
@@ -101,8 +101,8 @@ CONNECTIVES = {
     "unrelated": ("meanwhile", "elsewhere"),
     "answer": ("indeed", "certainly"),
     "no-answer": ("anyway", "besides"),
-    "same-sentiment": ("moreover", "furthermore"),
-    "other-sentiment": ("nevertheless", "however"),
+    "property": ("clearly", "evidently"),
+    "sentiment": ("moreover", "furthermore"),
 }
 FUNCTION_WORDS = ("the", "a", "an", "two", "is", "are", "does", "do", "not", "and", "although", "who", "what", "?", ",")
 
@@ -442,6 +442,16 @@ class Speaker:
             other = dataclasses.replace(other, negated=True)
         return self.say(clause), self.say(other)
 
+    def property(self, holds: bool) -> tuple[list[str], list[str]]:
+        """``the old doctor finds a broad ship``, ``the vessel is wide``; or narrow, where it does not hold."""
+        clause = self.clause(negation=0.0, adverb=0.1)
+        subject, object_ = (dataclasses.replace(p, adjective=self.adjective()) for p in (clause.subject, clause.object))
+        clause = dataclasses.replace(clause, subject=subject, object=object_)
+        phrase = self.rng.choice((subject, object_))
+        adjective = phrase.adjective if holds else _opposite(phrase.adjective)
+        verb = "are" if phrase.plural else "is"
+        return self.say(clause), [*self.say_phrase(dataclasses.replace(phrase, adjective=None)), verb, self.name(adjective)]
+
     def questions(self, same: bool) -> tuple[list[str], list[str]]:
         clause, about = self.clause(negation=0.0), self.rng.choice(("who", "what", "does"))
         if same:
@@ -496,9 +506,9 @@ class Speaker:
         concession = ["although", *self.feeling(-polarity)]
         return [*concession, ",", *main] if self.chance(0.5) else [*main, *concession]
 
-    def feelings(self, same: bool) -> tuple[list[str], list[str]]:
+    def feelings(self) -> tuple[list[str], list[str]]:
         polarity = self.rng.choice((1, -1))
-        return self.feeling(polarity), self.feeling(polarity if same else -polarity)
+        return self.review(polarity), self.feeling(polarity)
 
     # form
 
@@ -535,15 +545,15 @@ Pair = tuple[list[str], list[str]]
 _RELATIONS: dict[str, tuple[int, Callable[[Speaker], Pair]]] = {  # name in CONNECTIVES: (how often, maker)
     "paraphrase": (6, lambda s: s.paraphrase() if s.chance(0.7) else s.questions(same=True)),
     "entailment": (4, Speaker.entailment),
-    "contradiction": (4, Speaker.contradiction),
+    "contradiction": (5, lambda s: s.contradiction() if s.chance(0.7) else s.property(holds=False)),
     "neutral": (4, Speaker.neutral),
     "one-changed": (5, lambda s: s.changed(1) if s.chance(0.6) else s.questions(same=False)),
     "two-changed": (2, lambda s: s.changed(2)),
-    "unrelated": (2, Speaker.unrelated),
+    "unrelated": (5, Speaker.unrelated),
     "answer": (2, lambda s: s.answer(answers=True)),
     "no-answer": (2, lambda s: s.answer(answers=False)),
-    "same-sentiment": (3, lambda s: s.feelings(same=True)),
-    "other-sentiment": (2, lambda s: s.feelings(same=False)),
+    "property": (5, lambda s: s.property(holds=True)),
+    "sentiment": (4, Speaker.feelings),
 }
 
 

@@ -33,7 +33,8 @@ def modules(wildcards):
         return ["ether/reflection.py"]
     settings = wildcards.exhibit in ("table7", "table8")
     folders = ["ether/paper", *(["workflow/methods", "workflow/scales"] if settings else ["ether/measures"])]
-    return sorted(f"{folder}/{name}" for folder in folders for name in os.listdir(folder) if name.endswith((".py", ".yaml")))
+    files = [f"{folder}/{name}" for folder in folders for name in os.listdir(folder) if name.endswith((".py", ".yaml"))]
+    return sorted(files + ([] if settings else MODULES))
 
 
 rule table:

@@ -1,0 +1,101 @@
+"""Seconds of one adapted layer, forward and backward, on the machine at hand: every method in one run, in turns.
+
+A glance for Table 1, not a benchmark: `benchmarks/layer.py` measures more shapes, memory, and the weight side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ether.errors import one_of
+
+MOST_ROUNDS, FEWEST_ROUNDS = 30, 3
+
+
+def layer_times(
+    width: int,
+    tokens: int,
+    methods: Mapping[str, Mapping[str, Any]],
+    reference: str,
+    *,
+    device: str = "cpu",
+    seconds: float = 10.0,
+) -> pd.DataFrame:
+    """Times a frozen `width` x `width` linear layer under each method, the input wanting a gradient as in a network.
+
+    Args:
+        width: inputs and outputs of the layer.
+        tokens: rows of the one input.
+        methods: name -> {type, config} of a PEFT adapter, as in a method's YAML.
+        reference: the method to which the others' times are set in relation, round by round.
+        device: "cpu" (float32) or "cuda" (frozen layer and input in bfloat16, adapters in float32, as PEFT makes them).
+        seconds: no further round is begun after this time; there are at least three.
+
+    Returns:
+        Columns `method`, `seconds` (median over rounds), `ratio` (median of the ratios to `reference` within a round),
+        `low` and `high` (quartiles of those ratios), `rounds`.
+
+    Raises:
+        ConfigurationError: `reference` is not among the methods, or an unknown PEFT type.
+    """
+    if reference not in methods:
+        raise one_of("reference method", reference, methods)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, width, generator=generator).to(device, dtype).requires_grad_()
+    gradient = torch.randn(tokens, width, generator=generator).to(device, dtype)
+    weight = (torch.randn(width, width, generator=generator) / width**0.5).to(device, dtype)
+    layers = {method: _adapted(weight, how) for method, how in methods.items()}
+
+    def once(layer: nn.Module) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        layer(x).backward(gradient.to(x.dtype))
+        _wait(device)
+        x.grad = None
+        layer.zero_grad(set_to_none=True)
+        return time.perf_counter() - start
+
+    for layer in layers.values():
+        once(layer)
+    rounds: list[dict[str, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
+        rounds.append({method: once(layer) for method, layer in layers.items()})
+    taken = pd.DataFrame(rounds)
+    ratios = taken.div(taken[reference], axis=0)
+    return pd.DataFrame(
+        {
+            "method": list(methods),
+            "seconds": [taken[m].median() for m in methods],
+            "ratio": [ratios[m].median() for m in methods],
+            "low": [ratios[m].quantile(0.25) for m in methods],
+            "high": [ratios[m].quantile(0.75) for m in methods],
+            "rounds": len(rounds),
+        }
+    )
+
+
+def _adapted(weight: torch.Tensor, how: Mapping[str, Any]) -> nn.Module:
+    """A bias-free linear layer that shares `weight`, inside PEFT's wrapper."""
+    import peft
+
+    from ether.methods import peft_config_class
+
+    outputs, inputs = weight.shape
+    base = nn.Linear(inputs, outputs, bias=False, device="meta")
+    base.weight = nn.Parameter(weight, requires_grad=False)
+    config: Any = peft_config_class(how["type"])
+    model: Any = nn.Sequential(base)
+    return peft.get_peft_model(model, config(target_modules=["0"], **(how.get("config") or {}))).train()
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
