@@ -1,8 +1,10 @@
-# make <target>: sets up .venv from the project's own files (once), then runs `snakemake --cores 1 <target>`.
-#   make table4            make table4 CONFIG="scale=smoke"            make table4 CORES=2
+# make <target>: sets up .venv from the project's own files (once), then runs `snakemake --cores N <target>`
+# with as many cores as there are; each job takes one, and the numbers do not depend on how many run side by side.
+#   make table4            make table4 CORES=1            make table4 CONFIG="scale=smoke"
 # make setup does the set-up alone; make test sets up and runs the tests.
 PYTHON ?= python3
-CORES ?= 1
+CORES ?= $(shell nproc 2>/dev/null || echo 1)
+TEST_WORKERS ?= 2
 CONFIG ?=
 # The build of torch. A plain CPU or CUDA build of this version serves; another version: TORCH="torch==2.12.*"
 TORCH ?= torch==2.13.0
@@ -14,7 +16,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 setup: $(READY)
 
@@ -28,7 +30,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 test: $(READY)
-	$(RUN) python -m pytest
+	$(RUN) python -m pytest -n $(TEST_WORKERS)
 
 lint: $(READY)
 	$(RUN) ruff check . && ruff format --check . && mypy

@@ -200,9 +200,7 @@ def _objects(family: str) -> tuple[str, ...]:
 
 @functools.cache
 def _opposite(concept: Concept) -> Concept:
-    return next(
-        c for c in lexicon().concepts() if c.kind == concept.kind and c.family == concept.family and c != concept
-    )
+    return next(c for c in lexicon().concepts() if c.kind == concept.kind and c.family == concept.family and c != concept)
 
 
 @functools.cache
@@ -252,6 +250,8 @@ def held_out(seed: int = 0) -> frozenset[str]:
     inflected = {inflect(n) for c in _held_out_concepts(seed) if c.kind in ("noun", "verb") for n in c.names}
     return frozenset(names | inflected)
 
+
+RARER = 0.2  # how often a speaker uses a concept's second name: texts that say the same share most of their words
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class Speaker:
     # saying
 
     def name(self, concept: Concept, inflected: bool = False) -> str:
-        name = self.rng.choice(concept.names)
+        name = concept.names[-1] if self.chance(RARER) else concept.names[0]
         return inflect(name) if inflected else name
 
     def say_phrase(self, phrase: Phrase) -> list[str]:
@@ -351,9 +351,7 @@ class Speaker:
         """The clause with one thing changed into something that neither follows nor contradicts."""
         if slot == "verb":
             fits = [
-                v
-                for v in self.words.verbs
-                if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
+                v for v in self.words.verbs if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
             ]
             return dataclasses.replace(clause, verb=self.rng.choice(fits))
         if slot in ("subject", "object"):
@@ -448,6 +446,7 @@ class Speaker:
         subject, object_ = (dataclasses.replace(p, adjective=self.adjective()) for p in (clause.subject, clause.object))
         clause = dataclasses.replace(clause, subject=subject, object=object_)
         phrase = self.rng.choice((subject, object_))
+        assert phrase.adjective is not None  # given above
         adjective = phrase.adjective if holds else _opposite(phrase.adjective)
         verb = "are" if phrase.plural else "is"
         return self.say(clause), [*self.say_phrase(dataclasses.replace(phrase, adjective=None)), verb, self.name(adjective)]
@@ -519,9 +518,7 @@ class Speaker:
             lifeless = tuple(c for c in NOUNS if c not in ALIVE)
             return self.say(dataclasses.replace(clause, subject=self.phrase(lifeless)))
         if fault == "agreement":
-            wrong = dataclasses.replace(
-                clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural)
-            )
+            wrong = dataclasses.replace(clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural))
             place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
             words = [*self.say_phrase(clause.subject), *place, *self.say_verb(clause, wrong.subject.plural)]
             return words + self.say_phrase(clause.object) + ([self.name(clause.adverb)] if clause.adverb else [])
@@ -568,6 +565,14 @@ def documents(seed: int = 0) -> Iterator[tuple[str, str]]:
             yield text(first), text([rng.choice(CONNECTIVES[relation]), *second])
 
 
+def restatements(seed: int = 0) -> Iterator[tuple[str, str]]:
+    """Pairs of sentences or questions that say the same, without end and without connective."""
+    speaker = Speaker(lexicon(), random.Random(f"restatements {seed}"))
+    while True:
+        first, second = speaker.paraphrase() if speaker.chance(0.7) else speaker.questions(same=True)
+        yield text(first), text(second)
+
+
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
@@ -611,18 +616,14 @@ TASKS: dict[str, Task] = {
         lambda s, label: s.paraphrase() if label else s.changed(1),
     ),
     "stsb": Task(("sentence1", "sentence2"), (), lambda s, _: s.unrelated()),
-    "qqp": Task(
-        ("question1", "question2"), ("not_duplicate", "duplicate"), lambda s, label: s.questions(same=bool(label))
-    ),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), lambda s, label: s.questions(same=bool(label))),
     "mnli": Task(
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         lambda s, label: _MNLI[label](s),
         "validation_matched",
     ),
-    "qnli": Task(
-        ("question", "sentence"), ("entailment", "not_entailment"), lambda s, label: s.answer(answers=not label)
-    ),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), lambda s, label: s.answer(answers=not label)),
     "rte": Task(
         ("sentence1", "sentence2"),
         ("entailment", "not_entailment"),
