@@ -155,7 +155,7 @@ def adapt(
     Raises:
         ConfigurationError: unknown type, parameter, layer set or head; a block count that divides no dimension.
     """
-    kind = how["kind"]
+    kind, head = how["kind"], how.get("head", head)
     model_type = str(model.config.model_type)  # type: ignore[union-attr]
     names = dict(model.named_modules())
     for part in head:

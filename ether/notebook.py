@@ -77,6 +77,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             str(partial),
             parameters=dict(parameters),
             kernel_name=KERNEL,
+            language="python",
             progress_bar=False,
             log_output=False,
             cwd=str(Path.cwd()),

@@ -35,7 +35,9 @@ from ether.foundation import CARD
 from ether.worlds import language
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-STEPS, BATCH, RATE, WARM_UP = 4_000, 48, 1.0e-3, 200  # a batch of each objective's documents
+# A batch of each objective's documents. After 4,000 steps a linear probe is within 3 points of full fine-tuning on
+# paraphrases (98 of 100): half as many leave something to adapt.
+STEPS, BATCH, RATE, WARM_UP = 2_000, 48, 1.0e-3, 200
 SHARES = (0.4, 0.5)  # documents losing words of one sentence, the connective; rest: few words
 REPLACED, WEIGHT = 0.2, 2.0  # share of words replaced, and the weight of noticing them in the loss
 MAX_LENGTH = 40

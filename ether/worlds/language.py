@@ -23,7 +23,7 @@ use all words.
 | task | sentence pairs | label |
 |---|---|---|
 | cola | one sentence | 1 if well formed (agreement, determiner, order, missing word, lifeless subject) |
-| sst2 | one or two clauses with good and bad words, ``not``, ``but``, ``although`` | 1 if the main clause is positive |
+| sst2 | one or two clauses with good and bad words, seldom ``not``, now and then ``but`` | 1 if the main clause is positive |
 | mrpc | a sentence in other words, or with one thing changed | 1 if a paraphrase |
 | stsb | sentences with any number of things changed | shared meaning, 0 to 5, with a rater's noise |
 | qqp | two questions, in other words or with one thing changed | 1 if duplicates |
@@ -473,7 +473,7 @@ class Speaker:
 
     # sentiment
 
-    def feeling(self, polarity: int) -> list[str]:
+    def feeling(self, polarity: int, negation: float = 0.25) -> list[str]:
         """A clause of the given sentiment: ``the soup is not very good``, ``a cook praises the pie``."""
         if self.chance(0.2):
             verbs = [v for v in self.words.verbs if v.polarity == polarity]
@@ -481,7 +481,7 @@ class Speaker:
                 verb = self.rng.choice(verbs)
                 return self.say(Clause(self.phrase(ALIVE, 0.0), verb, self.phrase(_objects(verb.family), 0.0)))
         phrase = self.phrase(tuple(NOUNS), 0.0)
-        negated = self.chance(0.25)
+        negated = self.chance(negation)
         wanted = -polarity if negated else polarity
         adjective = self.name(self.rng.choice([a for a in self.words.polar if a.polarity == wanted]))
         words = [*self.say_phrase(phrase), "are" if phrase.plural else "is"]
@@ -504,6 +504,16 @@ class Speaker:
             return [*self.feeling(-polarity), "but", *main]
         concession = ["although", *self.feeling(-polarity)]
         return [*concession, ",", *main] if self.chance(0.5) else [*main, *concession]
+
+    def verdict(self, polarity: int) -> list[str]:
+        """Like `review`, with fewer turns: mostly one or two clauses of one sentiment, seldom negated."""
+        main = self.feeling(polarity, 0.1)
+        shape = self.rng.choice(("one", "and", "and", "and", "but"))
+        if shape == "one":
+            return main
+        if shape == "and":
+            return [*main, "and", *self.feeling(polarity, 0.1)]
+        return [*self.feeling(-polarity, 0.1), "but", *main]
 
     def feelings(self) -> tuple[list[str], list[str]]:
         polarity = self.rng.choice((1, -1))
@@ -609,7 +619,7 @@ _MNLI = (Speaker.entailment, Speaker.neutral, Speaker.contradiction)
 
 TASKS: dict[str, Task] = {
     "cola": Task(("sentence",), ("unacceptable", "acceptable"), _cola),
-    "sst2": Task(("sentence",), ("negative", "positive"), lambda s, label: (s.review(1 if label else -1), [])),
+    "sst2": Task(("sentence",), ("negative", "positive"), lambda s, label: (s.verdict(1 if label else -1), [])),
     "mrpc": Task(
         ("sentence1", "sentence2"),
         ("not_equivalent", "equivalent"),
