@@ -107,9 +107,15 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
         note = ". ".join(filter(None, [note, why.get(label, ""), count.note]))
         cells.append(
             {
-                "method": label, "column": "#params", "ours": float(count.paper_convention), "low": np.nan,
-                "high": np.nan, "seeds": 0, "paper": _nan(published.number(printed) if printed else None),
-                "comparable": True, "note": note,
+                "method": label,
+                "column": "#params",
+                "ours": float(count.paper_convention),
+                "low": np.nan,
+                "high": np.nan,
+                "seeds": 0,
+                "paper": _nan(published.number(printed) if printed else None),
+                "comparable": True,
+                "note": note,
             }  # fmt: skip
         )
     return cells
@@ -155,9 +161,7 @@ def table4(scale: Scale) -> pd.DataFrame:
         note = "" if comparable else reason
         if complete.empty:
             note = "; ".join(filter(None, ["not every task was run", note]))
-        cells.append(
-            _cell(label, "Avg", complete.mean(axis=1).tolist(), _published("table4", label, "Avg"), comparable, note)
-        )
+        cells.append(_cell(label, "Avg", complete.mean(axis=1).tolist(), _published("table4", label, "Avg"), comparable, note))
     return pd.DataFrame(cells, columns=COLUMNS)
 
 

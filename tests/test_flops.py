@@ -81,9 +81,7 @@ def test_every_cell_off_says_why(table1: pd.DataFrame) -> None:
 @pytest.mark.parametrize("tokens", [1043, 1045])
 def test_phis_sequence_length_is_determined_by_the_digits(tokens: int) -> None:
     fits = [
-        prints_as(
-            round(closed_form("phi-1.5", rule, n, tokens) / 1e12, 6), load()["table1"].printed(row, "Phi-1.5 TFLOPs")
-        )
+        prints_as(round(closed_form("phi-1.5", rule, n, tokens) / 1e12, 6), load()["table1"].printed(row, "Phi-1.5 TFLOPs"))
         for row, rule, n in [
             ("LoRA r=8", "low-rank", 8),
             ("ETHER n=4", "reflection", 4),
@@ -202,8 +200,7 @@ def test_memory_of_parameters_gradients_and_optimiser_is_arithmetic() -> None:
 @pytest.mark.parametrize("name", ["llama-2-7b", "phi-1.5"])
 def test_ether_saves_no_more_than_lora(name: str) -> None:
     lora, ether, relaxed = (
-        step_memory(name, how, 128).beside_the_model
-        for how in (peft("LORA", r=8), peft("ETHER"), peft("ETHER", relaxed=True))
+        step_memory(name, how, 128).beside_the_model for how in (peft("LORA", r=8), peft("ETHER"), peft("ETHER", relaxed=True))
     )
     assert ether < relaxed < lora
 

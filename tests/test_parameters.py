@@ -87,9 +87,7 @@ def test_layer_sets(architecture: str, layer_set: str, layers: int, inputs: int,
     ids=str,
 )
 @pytest.mark.parametrize("architecture", ["llama-2-7b", "vit-b16"])
-def test_conventions_that_say_what_is_trained_agree_with_peft(
-    architecture: str, method: dict[str, Any], convention: str
-) -> None:
+def test_conventions_that_say_what_is_trained_agree_with_peft(architecture: str, method: dict[str, Any], convention: str) -> None:
     counted = parameters.count(method, architecture, convention)
     assert counted.paper_convention == counted.peft > 0
 
@@ -131,9 +129,7 @@ def test_an_injected_adapt_is_what_gets_counted() -> None:
         model.classifier.requires_grad_(True)
         return model
 
-    counted = parameters.count(
-        peft("LORA", r=8), "deberta-v3-base", "low-rank", adapt=only_the_classifier, num_labels=5
-    )
+    counted = parameters.count(peft("LORA", r=8), "deberta-v3-base", "low-rank", adapt=only_the_classifier, num_labels=5)
     assert counted.peft == 5 * 768 + 5
     assert counted.paper_convention == 1_327_104
 

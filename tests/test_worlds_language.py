@@ -123,9 +123,7 @@ def test_paraphrases_keep_every_concept(world: Path, task: str, same: int) -> No
 
 def test_similarity_falls_with_what_is_changed(world: Path) -> None:
     frame = frames(world, "stsb")["train"]
-    shared = [
-        (meant(a) & meant(b)).total() / meant(a).total() for a, b in zip(frame.sentence1, frame.sentence2, strict=True)
-    ]
+    shared = [(meant(a) & meant(b)).total() / meant(a).total() for a, b in zip(frame.sentence1, frame.sentence2, strict=True)]
     assert frame["label"].corr(pd.Series(shared)) > 0.9
 
 

@@ -145,9 +145,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vit-b16": Architecture(
         _vit_b16, "vit", "all-linear", "config.json of google/vit-base-patch16-224-in21k", 12, head=("classifier",)
     ),
-    "sd15-unet": Architecture(
-        _sd15_unet, "unet", "attention", "unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5"
-    ),
+    "sd15-unet": Architecture(_sd15_unet, "unet", "attention", "unet/config.json of stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "control-encoder": Architecture(
         _control_encoder, "", "", "hint encoder of ControlNet (Zhang et al., 2023): 8 convolutions, 3 -> 320 channels"
     ),

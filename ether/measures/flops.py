@@ -81,9 +81,7 @@ class Stack(NamedTuple):
     @property
     def linear(self) -> int:
         """Entries of all weights that multiply every token, output head included."""
-        return (
-            self.layers * self.width * (4 * self.width + (2 + self.gated) * self.hidden) + self.width * self.vocabulary
-        )
+        return self.layers * self.width * (4 * self.width + (2 + self.gated) * self.hidden) + self.width * self.vocabulary
 
 
 def _stack(config: Mapping[str, Any], layers: int, gated: bool, parallel: bool) -> Stack:

@@ -35,9 +35,7 @@ class Memory:
         return self.gradients + self.optimiser + self.activations
 
 
-def step_memory(
-    name: str, how: Mapping[str, Any], tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16
-) -> Memory:
+def step_memory(name: str, how: Mapping[str, Any], tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> Memory:
     """Bytes of one step of transformers' model `name` with AdamW, two float32 states a trained number.
 
     Arguments as for `ether.measures.flops.adapted_decoder`; `dtype` is the frozen model's, adapters are float32 as PEFT

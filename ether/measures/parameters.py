@@ -163,9 +163,7 @@ TERMS: dict[str, Callable[[Site], int]] = {
     "everything": lambda site: sum(p.numel() for p in site.model.parameters()),
     "backbone": lambda site: sum(p.numel() for p in site.backbone().parameters()),
     "head": Site.in_head,
-    "biases": lambda site: sum(
-        p.numel() for name, p in site.backbone().named_parameters() if name.rpartition(".")[2] == "bias"
-    ),
+    "biases": lambda site: sum(p.numel() for name, p in site.backbone().named_parameters() if name.rpartition(".")[2] == "bias"),
     "bottleneck": lambda site: site.bottleneck(bias=True),
     "bottleneck-without-biases": lambda site: site.bottleneck(bias=False),
     "layer-norms": Site.layer_norms,
@@ -175,9 +173,7 @@ TERMS: dict[str, Callable[[Site], int]] = {
     "reflection": lambda site: reflection(site.layers),
     "relaxed-reflection": lambda site: relaxed_reflection(site.layers, site.setting("sides", default="both")),
     "orthogonal-half": lambda site: orthogonal_half(site.layers, site.block),
-    "orthogonal-skew": lambda site: orthogonal_skew(
-        site.layers, site.block, site.setting("boft_n_butterfly_factor", default=1)
-    ),
+    "orthogonal-skew": lambda site: orthogonal_skew(site.layers, site.block, site.setting("boft_n_butterfly_factor", default=1)),
     "block-diagonal": lambda site: block_diagonal(site.layers, site.block),
     "outputs": lambda site: outputs(site.layers),
 }
@@ -263,9 +259,7 @@ def count(
     elif how["kind"] == "peft":
         pattern = layer_set_pattern(entry.model_type, set_name)
         config = {key: _value(value) for key, value in (how.get("config") or {}).items()}
-        trained = _peft_count(
-            architecture_name, how["type"], json.dumps(config, sort_keys=True), pattern, tuple(head.items())
-        )
+        trained = _peft_count(architecture_name, how["type"], json.dumps(config, sort_keys=True), pattern, tuple(head.items()))
     elif how["kind"] in ("full", "none"):
         trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
     else:

@@ -121,9 +121,7 @@ def at_equal_length(tokens: int, methods: Sequence[str] = tuple(METHODS)) -> pd.
                     "tflops": step.tflops,
                     "over_lora": step.tflops / lora,
                     "weight_side_gib": (
-                        float("nan")
-                        if rule == "low-rank"
-                        else step_memory(name, weight_side, tokens).beside_the_model / GIB
+                        float("nan") if rule == "low-rank" else step_memory(name, weight_side, tokens).beside_the_model / GIB
                     ),
                     "gib": step_memory(name, how, tokens).beside_the_model / GIB,
                 }
