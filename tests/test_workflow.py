@@ -46,7 +46,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def snakemake(folder: Path, *arguments: str, expect: int = 0) -> str:
-    done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=3600)
     said = done.stdout + done.stderr
     assert done.returncode == expect, said[-6000:]
     return said
