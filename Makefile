@@ -4,7 +4,7 @@
 # make setup does the set-up alone; make test sets up and runs the tests.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 0
 CONFIG ?=
 # The build of torch. A plain CPU or CUDA build of this version serves; another version: TORCH="torch==2.12.*"
 TORCH ?= torch==2.13.0
