@@ -12,7 +12,7 @@ VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 READY := $(VENV)/.ready
 
-.PHONY: setup test lint peft-tests clean-venv
+.PHONY: help setup test lint
 .DEFAULT_GOAL := help
 
 help:

@@ -5,7 +5,7 @@ of it away and the model never compares the two sentences; so many documents los
 read off the other one and the connective, and many lose the connective alone. *Replaced words*, DeBERTaV3's own
 objective: the second of two sentences that say the same has some words replaced, and the last layer but one has to tell
 which. Telling a masked word takes copying, telling a replaced one takes comparing; measured here, masked words alone
-left the model blind to a single changed word after 4,000 steps (0.45 of paraphrases ranked above sentences with one
+left the model blind to a single changed word after 3,000 steps (0.45 of paraphrases ranked above sentences with one
 thing changed, chance is 0.5), while with replaced words comparing was learned within a few hundred. One layer is left
 above it, to gather what was noticed.
 """
