@@ -16,35 +16,36 @@ by block, as the authors' released code does. `--output` writes the same numbers
 from __future__ import annotations
 
 import argparse
-import gc
-import os
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
 
 import pandas as pd
 import torch
-from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import get_peft_model
+from shared import (
+    CONFIGS,
+    REFERENCE,
+    WEIGHT_SIDE,
+    Clock,
+    chosen,
+    common_arguments,
+    peak_memory,
+    prepare,
+    ratio,
+    show,
+    weight_side,
+    write,
+)
 from torch import nn
 
-from ether import EtherConfig
-from ether.errors import HardwareError, one_of
-from ether.measures.weight_side import WeightSideLinear
-from ether.results import atomic
-
-BLOCKS = 32  # the paper's n for language models (Table 5)
-FROZEN, REFERENCE = "frozen layer", "LoRA r=8"
+FROZEN = "frozen layer"
 
 
-def _peft(config: Callable[[], PeftConfig]) -> Callable[[nn.Linear], nn.Module]:
+def _peft(method: str) -> Callable[[nn.Linear], nn.Module]:
     def build(base: nn.Linear) -> nn.Module:
-        adapted = config()
+        adapted = CONFIGS[method]()
         adapted.target_modules = {"0"}
         return get_peft_model(nn.Sequential(base), adapted).base_model.model[0]
 
@@ -53,25 +54,9 @@ def _peft(config: Callable[[], PeftConfig]) -> Callable[[nn.Linear], nn.Module]:
 
 METHODS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     FROZEN: lambda base: base.requires_grad_(False),
-    REFERENCE: _peft(lambda: LoraConfig(r=8, lora_alpha=8)),
-    "ETHER n=1": _peft(lambda: EtherConfig()),
-    f"ETHER n={BLOCKS}": _peft(lambda: EtherConfig(n_blocks=BLOCKS)),
-    "ETHER+ n=1": _peft(lambda: EtherConfig(relaxed=True)),
-    f"ETHER+ n={BLOCKS}": _peft(lambda: EtherConfig(relaxed=True, n_blocks=BLOCKS)),
-    f"ETHER n={BLOCKS} weight side": lambda base: _initialised(WeightSideLinear(base, "reflection", BLOCKS)),
-    f"ETHER+ n={BLOCKS} weight side": lambda base: _initialised(WeightSideLinear(base, "relaxed-reflection", BLOCKS)),
-    "VeRA r=64": _peft(lambda: VeraConfig(r=64)),
-    "OFT b=32": _peft(lambda: OFTConfig(oft_block_size=32, r=0, use_cayley_neumann=False)),
-    "BOFT m=2 b=8": _peft(lambda: BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2)),
-    "HRA r=8": _peft(lambda: HRAConfig(r=8)),
+    **{method: _peft(method) for method in CONFIGS},
+    **{method: lambda base, kind=kind: weight_side(base, kind) for method, kind in WEIGHT_SIDE.items()},  # type: ignore[misc]
 }
-
-
-def _initialised(layer: WeightSideLinear) -> nn.Module:
-    layer.base.requires_grad_(False)
-    for parameter in layer.multiplier.parameters():
-        nn.init.normal_(parameter)
-    return layer
 
 
 @dataclass
@@ -88,49 +73,6 @@ class Row:
     memory: float
     memory_to_lora: float | None
     merged_to_frozen: float | None
-
-
-class Clock:
-    """Seconds that a call takes, repeated until the sample is long enough to be measured."""
-
-    def __init__(self, device: torch.device, least: float) -> None:
-        self.device, self.least = device, least
-
-    def __call__(self, call: Callable[[], object], repeats: int) -> float:
-        self.wait()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        self.wait()
-        return (time.perf_counter() - start) / repeats
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def repeats(self, call: Callable[[], object]) -> int:
-        call()
-        return max(1, round(self.least / max(self(call, 1), 1e-6)))
-
-
-def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call has allocated at its peak, beyond what was there before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def forget_gradients(x: torch.Tensor, layer: nn.Module) -> None:
@@ -162,11 +104,11 @@ def measure(
         def forward(layer: nn.Module = layer) -> torch.Tensor:
             return layer(x)
 
-        def both(layer: nn.Module = layer) -> None:
+        def forward_and_backward(layer: nn.Module = layer) -> None:
             forget_gradients(x, layer)
             layer(x).backward(gradient)
 
-        layers[method], calls[method] = layer, (forward, both)
+        layers[method], calls[method] = layer, (forward, forward_and_backward)
 
     repeats = {m: tuple(clock.repeats(call) for call in calls[m]) for m in methods}
     samples: dict[str, list[tuple[float, float]]] = {m: [] for m in methods}
@@ -178,9 +120,7 @@ def measure(
         forget_gradients(x, layers[m])  # else those of the last call would be freed in mid-measurement
         memory[m] = peak_memory(calls[m][1], device)
 
-    def ratio(m: str, to: str) -> float:
-        return statistics.median(a[1] / b[1] for a, b in zip(samples[m], samples[to], strict=True))
-
+    both = {m: [s[1] for s in samples[m]] for m in methods}
     merged = merged_ratios(layers, x, clock, args.rounds)
     return [
         Row(
@@ -189,8 +129,8 @@ def measure(
             method=m,
             forward=1e3 * statistics.median(s[0] for s in samples[m]),
             both=1e3 * statistics.median(s[1] for s in samples[m]),
-            to_frozen=ratio(m, FROZEN),
-            to_lora=ratio(m, REFERENCE),
+            to_frozen=ratio(both[m], both[FROZEN]),
+            to_lora=ratio(both[m], both[REFERENCE]),
             memory=memory[m] / 1e6,
             memory_to_lora=memory[m] / memory[REFERENCE],
             merged_to_frozen=merged.get(m),
@@ -221,50 +161,24 @@ def shape_of(text: str) -> tuple[int, int]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default float32 on the CPU, else bfloat16")
+    common_arguments(parser, METHODS, rounds=15)
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=[(768, 768), (320, 1280), (4096, 4096), (4096, 11008)])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048], help="256 to 8192 in the README's tables")
-    parser.add_argument("--methods", nargs="+", help=f"default all of: {', '.join(METHODS)}")
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sample", type=float, default=0.05, help="seconds a sample should last at least")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--output", type=Path, help="parquet file to write")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise HardwareError("--device cuda was asked for, but torch sees no GPU here. Use --device cpu.")
-    methods = args.methods or list(METHODS)
-    for method in methods:
-        if method not in METHODS:
-            raise one_of("method", method, METHODS, "--methods")
-    methods = [m for m in METHODS if m in {*methods, FROZEN, REFERENCE}]
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    torch.set_default_device(device)
-    dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{machine}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}, {args.rounds} rounds")
+    methods = chosen(args.methods, METHODS, (FROZEN, REFERENCE))
+    device, dtype, machine = prepare(args)
     rows: list[Row] = []
     for shape in args.shapes:
         for tokens in args.tokens:
             rows += measure(shape, tokens, methods, device, dtype, args)
-            part = pd.DataFrame([asdict(row) for row in rows[-len(methods) :]])
             print(f"\n{shape[0]}x{shape[1]}, {tokens} tokens")
-            print(part.drop(columns=["shape", "tokens"]).to_string(index=False, float_format="%.3f", na_rep=""))
-    if args.output:
-        table = pd.DataFrame([asdict(row) for row in rows]).assign(
-            device=machine,
-            threads=torch.get_num_threads(),
-            dtype=str(dtype).removeprefix("torch."),
-            torch=torch.__version__,
-        )
-        with atomic(args.output) as path:
-            table.to_parquet(path, index=False)
+            show(pd.DataFrame([asdict(row) for row in rows[-len(methods) :]]).drop(columns=["shape", "tokens"]))
+    write(pd.DataFrame([asdict(row) for row in rows]), args.output, machine, dtype)
 
 
 if __name__ == "__main__":

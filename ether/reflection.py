@@ -14,6 +14,11 @@ forward pass (the vectors are activations) and merging (they are the weight's ro
 ETHER+ is evaluated as v v^T - u u^T = e h^T + h e^T with e = v - u and h = (u + v) / 2: the correction is then exactly
 zero for v = u, whatever the precision, and does not suffer from cancellation while v is near u.
 
+Where the weight W (torch's f x d) can be read, `reflected_linear` goes one step further. The transformed weight differs
+from W by a matrix of rank R = k n (k = 1 for each side of ETHER, 2 for each of ETHER+), whose two factors cost O(R d f)
+once a call whatever the number of vectors, so neither the input nor the output is ever copied: that is LoRA's
+arithmetic with factors that follow from the reflections, and less memory traffic than PEFT's LoRA.
+
 For n > 1 the authors' released code computes something else on the input side, here called layout `release`: the
 rows of W (torch's f x d) fall into n groups, and group r sees its own reflection repeated over all blocks,
 W_r (I_n (x) H_r). `reflect_row_groups` and `row_group_correction` are this map on weights and on activations.
@@ -38,6 +43,8 @@ __all__ = [
     "dense_reflection",
     "reflect",
     "reflect_row_groups",
+    "reflected_linear",
+    "reflected_linear_pays",
     "row_group_correction",
 ]
 
@@ -161,6 +168,80 @@ def _differentiable_backward(
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and t is not None]
     got = iter(torch.autograd.grad(_reflect_plain(x, u, v, shift), wanted, gradient, create_graph=True))
     return tuple(next(got) if needed and t is not None else None for t, needed in zip(inputs, ctx.needs_input_grad, strict=True))
+
+
+Vectors = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def reflected_linear_pays(rows: int, d: int, f: int, inputs: Vectors | None, outputs: Vectors | None) -> bool:
+    """Whether `reflected_linear` beats `reflect` around the layer, for this many vectors and an f x d weight.
+
+    Measured on a CPU (benchmarks/layer.py): the update's rank must be small against both sides, and the vectors many
+    enough to pay for its factors.
+    """
+    rank = sum(len(u) * (1 if v is None else 2) for u, v in filter(None, (inputs, outputs)))
+    return min(d, f) > _SMALL and 4 * rank <= min(d, f) and rows >= 8 * rank
+
+
+def reflected_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    inputs: Vectors | None,
+    outputs: Vectors | None,
+) -> torch.Tensor:
+    """x (H W H~) + bias for torch's weight (f, d), i.e. a linear layer with both sides reflected (Sec. 3.1, 3.3).
+
+    x: (..., d); inputs: (u, v) of H, each (n, d / n), v None for ETHER, or None to leave that side alone; outputs: the
+    same for H~, each (n, f / n). Returns (..., f). All in one floating dtype of at least float32. Differentiable in x and
+    the vectors, twice where asked for; the weight and bias get no gradient.
+
+    With H = I + sum_i a_i b_i^T and H~ = I + sum_j c_j d_j^T this is x W^T + (x Q) P^T,
+    P = [W A, C] and Q = [B, W'^T D] where W' = W H.
+    """
+    left: list[torch.Tensor] = []
+    right: list[torch.Tensor] = []
+    if inputs is not None:
+        a, b, _, _ = _directions(*inputs, x.dtype)
+        by_block = weight.unflatten(-1, a.shape[1:]).permute(1, 2, 0)  # (n, b, f), no copy
+        left.append(torch.bmm(a.transpose(0, 1), by_block).flatten(0, 1))
+        right.append(_spread(b))
+    if outputs is not None:
+        c, d, _, _ = _directions(*outputs, x.dtype)
+        through = torch.bmm(d.transpose(0, 1), weight.unflatten(0, d.shape[1:])).flatten(0, 1)
+        if inputs is not None:
+            through = through + (_spread(d) @ left[0].t()) @ right[0]
+        left.append(_spread(c))
+        right.append(through)
+    rows = x.reshape(-1, x.shape[-1])
+    y: torch.Tensor = _LowRankLinear.apply(rows, weight, bias, torch.cat(left), torch.cat(right))
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x W^T + bias + (x Q) P^T, with the update added in place to what the matrix product returned.
+
+    x: (t, d); weight: (f, d), frozen; p: (R, f); q: (R, d), transposed as matrix libraries like them best.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, p: torch.Tensor, q: torch.Tensor
+    ) -> torch.Tensor:
+        s = torch.nn.functional.linear(x, q)
+        ctx.save_for_backward(x, weight, p, q, s)
+        return torch.nn.functional.linear(x, weight, bias).addmm_(s, p)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, p, q, s = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: autograd follows the operations below, so s must show its origin
+            s = torch.nn.functional.linear(x, q)
+        t = torch.nn.functional.linear(gradient, p)
+        g_x = (gradient @ weight).addmm_(t, q) if ctx.needs_input_grad[0] else None
+        g_p = s.t() @ gradient if ctx.needs_input_grad[3] else None
+        g_q = t.t() @ x if ctx.needs_input_grad[4] else None
+        return g_x, None, None, g_p, g_q
 
 
 @functools.cache
@@ -294,7 +375,7 @@ def _small_update(
     x = rows.to(b.dtype)
     s = x @ _spread(b).t()
     if offset is not None:
-        s -= offset.view(-1)
+        s -= offset.t().reshape(-1)
     return torch.addmm(x, s, _spread(a)).to(rows.dtype), s
 
 
@@ -316,22 +397,22 @@ def _small_update_backward(
         g_x,
         _gather(s.t() @ g, a.shape),
         _gather(t.t() @ rows.to(a.dtype), a.shape),
-        t.sum(0).view(a.shape[:2]),
+        t.sum(0).view(a.shape[1], a.shape[0]).t(),
     )
 
 
 def _spread(a: torch.Tensor) -> torch.Tensor:
-    """(k, n, b) -> (k n, d): each vector at the place of its block, zeros elsewhere."""
+    """(k, n, b) -> (n k, d): each vector at the place of its block, zeros elsewhere; block by block."""
     k, n, b = a.shape
     if n == 1:
         return a.view(k, b)
-    return (torch.eye(n, dtype=a.dtype, device=a.device).unsqueeze(-1) * a.unsqueeze(2)).view(k * n, n * b)
+    return (torch.eye(n, dtype=a.dtype, device=a.device).view(n, 1, n, 1) * a.transpose(0, 1).unsqueeze(2)).reshape(n * k, n * b)
 
 
 def _gather(full: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(k n, d) -> (k, n, b): what `_spread` put in place."""
+    """(n k, d) -> (k, n, b): what `_spread` put in place."""
     k, n, b = shape
-    return full.view(k, n, n, b).diagonal(dim1=1, dim2=2).transpose(1, 2)
+    return full.view(n, k, n, b).diagonal(dim1=0, dim2=2).permute(0, 2, 1)
 
 
 def reflect_row_groups(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:

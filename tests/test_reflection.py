@@ -17,6 +17,8 @@ from ether.reflection import (
     dense_reflection,
     reflect,
     reflect_row_groups,
+    reflected_linear,
+    reflected_linear_pays,
     row_group_correction,
 )
 
@@ -70,6 +72,50 @@ def test_shift_leaves_a_bias_alone(n: int, relaxed: bool) -> None:
     x, weight, bias = normal(7, D), normal(F, D, seed=3), normal(F, seed=4)
     expected = x @ (dense_reflection(u, v) @ weight).T + bias
     same_gradients(reflect(torch.nn.functional.linear(x, weight, bias), u, v, bias), expected, x, u, v, bias, weight)
+
+
+@METHODS
+@pytest.mark.parametrize("sides", ["input", "output", "both"])
+@pytest.mark.parametrize("n", BLOCKS)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_reflected_linear_layer_is_the_dense_formula(n: int, relaxed: bool, sides: str, with_bias: bool) -> None:
+    inputs = vectors(n, relaxed) if sides != "output" else None
+    outputs = vectors(n, relaxed, F, seed=5) if sides != "input" else None
+    x, weight = normal(2, 7, D), normal(F, D, seed=3).detach()
+    bias = normal(F, seed=4).detach() if with_bias else None
+    dense = weight
+    if inputs is not None:
+        dense = dense @ dense_reflection(*inputs)
+    if outputs is not None:
+        dense = dense_reflection(*outputs) @ dense
+    expected = torch.nn.functional.linear(x, dense, bias)
+    parameters = [p for side in (inputs, outputs) if side is not None for p in side]
+    same_gradients(reflected_linear(x, weight, bias, inputs, outputs), expected, x, *parameters)
+
+
+@METHODS
+def test_a_reflected_linear_layer_has_second_derivatives(relaxed: bool) -> None:
+    inputs, outputs = vectors(2, relaxed, 8), vectors(2, relaxed, 6, seed=5)
+    weight, given = normal(6, 8, seed=3).detach(), [p for p in (*inputs, *outputs) if p is not None]
+
+    def layer(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return reflected_linear(x, weight, None, inputs, outputs)
+
+    assert torch.autograd.gradgradcheck(layer, (normal(3, 8), *given))
+
+
+def test_a_relaxed_reflection_at_its_start_leaves_a_linear_layer_as_it_was_to_the_bit() -> None:
+    u, _ = vectors(4, True)
+    x, weight = normal(7, D).detach(), normal(F, D, seed=3).detach()
+    assert torch.equal(reflected_linear(x, weight, None, (u, u), None), torch.nn.functional.linear(x, weight))
+
+
+def test_factors_of_a_linear_layer_pay_only_for_many_vectors_and_few_blocks() -> None:
+    wide = (torch.zeros(1, 4096), torch.zeros(1, 4096))
+    assert reflected_linear_pays(1024, 4096, 4096, wide, wide) == (reflection._SMALL < 4096)
+    assert not reflected_linear_pays(8, 4096, 4096, wide, wide)  # generating a word at a time
+    many = (torch.zeros(512, 8), torch.zeros(512, 8))
+    assert not reflected_linear_pays(8192, 4096, 4096, many, many)
 
 
 def dense_row_groups(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:

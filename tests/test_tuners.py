@@ -26,6 +26,7 @@ import ether
 from ether import EtherConfig, NaiveConfig
 from ether.errors import ConfigurationError
 from ether.reflection import dense_blocks, dense_reflection
+from ether.tuners import layer as ether_layer
 from ether.tuners import register
 from ether.tuners.layer import EtherLayer
 
@@ -633,3 +634,46 @@ def test_a_name_that_peft_ships_itself_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"already has a method called 'lora'.*Use peft's method"):
         register("lora", EtherConfig, ether.EtherModel)
     assert PeftType.LORA in importlib.import_module("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING
+
+
+@pytest.mark.parametrize("sides", ["input", "both"])
+@pytest.mark.parametrize("relaxed", [False, True], ids=["ETHER", "ETHER+"])
+def test_a_plain_frozen_layer_is_computed_through_its_weight(relaxed: bool, sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = ether_layer.reflected_linear
+    monkeypatch.setattr(ether_layer, "reflected_linear", lambda *a: calls.append(1) or original(*a))
+    torch.manual_seed(0)
+    config = EtherConfig(target_modules=["0"], relaxed=relaxed, sides=sides, n_blocks=4, init_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Linear(320, 384, dtype=torch.float64)), config)
+    model.base_model.model[0].to(torch.float64)
+    x = torch.randn(3, 150, 320, dtype=torch.float64)
+
+    def results() -> list[torch.Tensor]:
+        model.zero_grad()
+        inputs = x.clone().requires_grad_()
+        y = model(inputs)
+        y.square().sum().backward()
+        return [y, inputs.grad, *(p.grad for p in model.parameters() if p.requires_grad)]
+
+    through_weight = results()
+    assert len(calls) == 1
+    hook = model.base_model.model[0].base_layer.register_forward_hook(lambda *_: None)
+    around = results()  # a layer with a hook is called as it is
+    assert len(calls) == 1
+    hook.remove()
+    for one, other in zip(through_weight, around, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for refuse in (
+        lambda: model(x[:1, :4]),  # too few vectors
+        lambda: model.to(torch.float16)(x.half()),  # no half precision
+    ):
+        refuse()
+        assert len(calls) == 1
+
+
+def test_autocast_and_dropout_go_around_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ether_layer, "reflected_linear", lambda *a: pytest.fail("must not be used here"))
+    model = get_peft_model(nn.Sequential(nn.Linear(320, 384)), EtherConfig(target_modules=["0"], dropout=0.5))
+    model.train()(torch.randn(300, 320))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.eval()(torch.randn(300, 320))

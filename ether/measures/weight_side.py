@@ -1,8 +1,7 @@
 """The adapters on the weight side: W is transformed first and used then, as the paper and its released code do.
 
 This package trains on activations instead (`ether.reflection`). The modules here exist to be counted and measured
-against: by `ether.measures.flops` for Table 1, and by benchmarks. They are written for square d x d weights and start
-uninitialised.
+against: by `ether.measures.flops` for Table 1, and by benchmarks. They start uninitialised.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ from ether.errors import ConfigurationError, one_of
 
 
 class BlockMultiplier(nn.Module):
-    """W (f, d) -> M W with M block-diagonal, n blocks of side f / n; subclasses make the blocks from parameters."""
+    """W (f, d) -> M W with M block-diagonal, n blocks of side f / n; subclasses make the blocks from parameters.
 
-    def __init__(self, size: int, n: int) -> None:
+    size: f; other_side: d, f where it is not given.
+    """
+
+    def __init__(self, size: int, n: int, other_side: int | None = None) -> None:
         super().__init__()
         if size % n:
             raise ConfigurationError(f"{n} blocks do not divide a dimension of {size}; choose a divisor of it.")
@@ -63,9 +65,9 @@ class RelaxedReflection(BlockMultiplier):
 class TwoSided(nn.Module):
     """W (f, d) -> M1 W M2, a multiplier for each side (Sec. 3.3)."""
 
-    def __init__(self, size: int, n: int) -> None:
+    def __init__(self, size: int, n: int, other_side: int | None = None) -> None:
         super().__init__()
-        self.left, self.right = RelaxedReflection(size, n), RelaxedReflection(size, n)
+        self.left, self.right = RelaxedReflection(size, n), RelaxedReflection(other_side or size, n)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return self.right(self.left(weight).T).T
@@ -110,7 +112,7 @@ class WeightSideLinear(nn.Module):
     def __init__(self, base: nn.Linear, rule: str, size: int) -> None:
         super().__init__()
         self.base = base
-        self.multiplier = multiplier_class(rule)(base.out_features, size)
+        self.multiplier = multiplier_class(rule)(base.out_features, size, base.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.multiplier(self.base.weight), self.base.bias)

@@ -24,7 +24,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ether.errors import ConfigurationError
-from ether.reflection import block_multiply, reflect, reflect_row_groups, row_group_correction
+from ether.reflection import (
+    block_multiply,
+    reflect,
+    reflect_row_groups,
+    reflected_linear,
+    reflected_linear_pays,
+    row_group_correction,
+)
 
 from .config import EtherConfig, MultiplicativeConfig, NaiveConfig
 
@@ -283,6 +290,38 @@ class EtherLayer(MultiplicativeLayer):
     def _is_release(self, adapter_name: str) -> bool:
         config = self.ether_settings[adapter_name]
         return config.layout == "release" and config.n_blocks > 1
+
+    def _adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(adapters) == 1 and not args and not kwargs and self._is_plain(adapters[0], x):
+            base_layer: Any = self.base_layer
+            inputs, outputs = self._vectors(adapters[0]), self._vectors(adapters[0], "_out")
+            if reflected_linear_pays(x.numel() // x.shape[-1], self.in_features, self.out_features, inputs, outputs):
+                return reflected_linear(x, base_layer.weight, base_layer.bias, inputs, outputs)
+        return super()._adapted(adapters, x, *args, **kwargs)
+
+    def _is_plain(self, adapter_name: str, x: torch.Tensor) -> bool:
+        """Whether calling the base layer is nothing but a product with a frozen weight on the CPU, in x's own precision.
+
+        On CUDA the fused kernels around the untouched layer are the faster way; a compiler sees plain operations there.
+        """
+        base, config = self.base_layer, self.ether_settings[adapter_name]
+        if type(base) is not nn.Linear or self._is_release(adapter_name) or (self.training and config.dropout):
+            return False
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base):
+            return False  # someone, perhaps accelerate, has the layer do more
+        weight, bias = base.weight, base.bias
+        vectors = self._vectors(adapter_name) or self._vectors(adapter_name, "_out")
+        return (
+            type(weight) is nn.Parameter
+            and x.device.type == weight.device.type == "cpu"
+            and vectors is not None
+            and x.dtype == weight.dtype == vectors[0].dtype
+            and x.dtype in (torch.float32, torch.float64)
+            and not weight.requires_grad
+            and not (bias is not None and bias.requires_grad)
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
 
     def _before(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
         vectors = self._vectors(adapter_name)
