@@ -25,11 +25,14 @@ RESULTS = str(SCALE.results)
 EXHIBITS = {
     "table1": [],
     "table4": ["glue"],
+    "table5": ["instruct", "instruct_rates"],
     "table7": [],
     "table8": [],
+    "table10": ["instruct"],
     "parameters": [],
     "figure1": [],
     "figure2": [],
+    "figure_instruct_rates": ["instruct_rates"],  # not in the paper
 }
 
 

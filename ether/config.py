@@ -23,7 +23,14 @@ from ether.results import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "workflow"
-EXPERIMENTS = ("glue",)  # the sections of a scale that hold an experiment
+# The sections of a scale that hold an experiment, and the module of `ether.experiments` and notebook each runs in.
+EXPERIMENTS = {
+    "glue": "glue",
+    "instruct": "instruct",
+    "instruct_rates": "instruct",  # the same over a grid of learning rates
+}
+# Keys of such a section that say which runs there are; everything else in it is passed to the run.
+_SELECTION = ("known_tasks", "tasks", "methods", "jobs", "training", "learning_rates", "seeds", "like", "protocol")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -177,6 +184,13 @@ class Scale:
         """Where this scale's results go."""
         return Path("results") / self.name
 
+    def protocol(self, *experiments: str) -> list[str]:
+        """What differs from the paper's protocol: in general, and in some experiments."""
+        lines = list(self.settings.get("protocol", []))
+        for name in experiments:
+            lines += self.experiment(name).get("protocol", [])
+        return lines
+
     def experiment(self, name: str) -> dict[str, Any]:
         """The settings of one experiment.
 
@@ -204,6 +218,11 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         if key not in OVERRIDES:
             raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
     settings = _read_scale(name)
+    for experiment in EXPERIMENTS:
+        if like := settings.get(experiment, {}).get("like"):
+            if like not in settings:
+                raise one_of("experiment", like, settings, f"{experiment}.like of scale {name!r}")
+            settings[experiment] = overlay(settings[like], settings[experiment])
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])
@@ -212,11 +231,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         if not seeds or not all(seed.isdigit() for seed in seeds):
             raise ConfigurationError(f"--config seeds={given['seeds']}: give whole numbers, as seeds=0,1,2.")
         settings["seeds"] = [int(seed) for seed in seeds]
-    for experiment in EXPERIMENTS:
-        if experiment in settings:
-            for key in ("methods", "tasks"):
-                if key in given:
-                    settings[experiment][key] = _as_list(given[key])
+    for key in ("methods", "tasks"):
+        if key in given:
+            _choose(settings, key, _as_list(given[key]), name)
     validate(settings, "scale", WORKFLOW / "scales" / f"{name}.yaml")
     if settings["mirror"] and not Path(settings["mirror"]).expanduser().is_dir():
         raise MissingResourceError(
@@ -234,22 +251,61 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     return scale
 
 
+def _choose(settings: dict[str, Any], key: str, wanted: list[str], scale: str) -> None:
+    """Narrows each experiment to the methods or tasks asked for; one that knows none of them is left out altogether.
+
+    Raises:
+        ConfigurationError: a name that no experiment of the scale knows.
+    """
+    there = [experiment for experiment in EXPERIMENTS if experiment in settings]
+    known = {e: settings[e]["known_tasks"] if key == "tasks" else list(_eligible(settings, e)) for e in there}
+    for one in wanted:
+        if not any(one in names for names in known.values()):
+            every = methods() if key == "methods" else dict.fromkeys(t for names in known.values() for t in names)
+            if one in every:
+                raise ConfigurationError(
+                    f"workflow/methods/{one}.yaml has no hyperparameters for an experiment of scale {scale!r}: add "
+                    f"training.<experiment> with a section `default` or {' or '.join(settings['hyperparameters'])}."
+                )
+            raise one_of(key.removesuffix("s"), one, every, f"--config {key}=…")
+    for experiment in there:
+        if mine := [one for one in wanted if one in known[experiment]]:
+            settings[experiment][key] = mine
+        else:
+            del settings[experiment]
+
+
+def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[str, Any]]:
+    """The methods with hyperparameters for an experiment at a scale: a `default`, or a section that the scale names."""
+    sections = {"default", *settings["hyperparameters"]}
+    trained_as = settings[experiment].get("like", experiment)
+    swept = "learning_rates" in settings[experiment]  # variants of a method that only some table shows are not swept
+    return {
+        key: method
+        for key, method in methods().items()
+        if trained_as in method["training"]
+        and sections & set(method["training"][trained_as] or {"default": {}})
+        and not (swept and "tables" in method)
+    }
+
+
 def chosen_methods(scale: Scale, experiment: str) -> dict[str, dict[str, Any]]:
-    """The methods an experiment runs, in table order: those it lists, or all that have a ``training.<experiment>``.
+    """The methods an experiment runs, in table order: those it lists, or all that have hyperparameters for it.
 
     Raises:
         ConfigurationError: a listed method has no file, or no hyperparameters for this experiment.
     """
-    every = methods()
+    every, eligible = methods(), _eligible(scale.settings, experiment)
     listed: Sequence[str] | str = scale.experiment(experiment)["methods"]
     if listed == "all" or list(listed) == ["all"]:
-        return {key: method for key, method in every.items() if experiment in method["training"]}
+        return eligible
     for key in listed:
         if key not in every:
             raise one_of("method", key, every, f"{experiment} of scale {scale.name!r} (the files of workflow/methods)")
-        if experiment not in every[key]["training"]:
+        if key not in eligible:
             raise ConfigurationError(
-                f"workflow/methods/{key}.yaml has no hyperparameters for {experiment!r}: add training.{experiment}."
+                f"workflow/methods/{key}.yaml has no hyperparameters for {experiment!r}: add training.{experiment} with a "
+                f"section `default` or {' or '.join(scale.settings['hyperparameters'])}."
             )
     return {key: method for key, method in every.items() if key in listed}
 
@@ -305,7 +361,7 @@ def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], ta
     """Hyperparameters of a run: the scale's, then the method's ``default``, then the sections the scale names; in
     each, what is said for the task comes last."""
     layers = [scale.experiment(experiment)["training"]]
-    own = method["training"][experiment] or {}
+    own = method["training"][scale.experiment(experiment).get("like", experiment)] or {}
     layers += [own[section] for section in ("default", *scale.settings["hyperparameters"]) if section in own]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -315,29 +371,37 @@ def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], ta
 
 
 def runs(scale: Scale, experiment: str) -> list[RunSpec]:
-    """Every run of an experiment, in the order method, task, seed."""
+    """Every run of an experiment, in the order method, task, learning rate, seed."""
     section = scale.experiment(experiment)
-    about: dict[str, Any] = {
-        key: section[key] for key in ("model", "data", "limits", "layers", "head", "select") if key in section
-    }
+    about: dict[str, Any] = {key: value for key, value in section.items() if key not in _SELECTION}
     resources = {key: scale.settings[key] for key in ("mirror", "foundation", "device")}
-    return [
-        RunSpec(
-            experiment,
-            scale.name,
-            key,
-            method["label"],
-            task,
-            seed,
-            method["adapt"],
-            hyperparameters(scale, experiment, method, task),
-            about,
-            resources,
-        )  # fmt: skip
-        for key, method in chosen_methods(scale, experiment).items()
-        for task in section["tasks"]
-        for seed in scale.settings["seeds"]
-    ]
+    seeds = scale.settings["seeds"] if "seeds" in scale.overrides else section.get("seeds", scale.settings["seeds"])
+    found = []
+    for key, method in chosen_methods(scale, experiment).items():
+        for task in section["tasks"]:
+            values = hyperparameters(scale, experiment, method, task)
+            adapt = method["adapt"]
+            if config := values.pop("config", None):
+                adapt = overlay(adapt, {"config": config})
+            trains = adapt["kind"] != "none"  # what is not trained comes out the same for every rate and seed
+            rates = section.get("learning_rates") if trains else None
+            for rate in rates or [values.get("learning_rate")]:
+                for seed in seeds if trains else seeds[:1]:
+                    found.append(
+                        RunSpec(
+                            experiment,
+                            scale.name,
+                            key,
+                            method["label"],
+                            task,
+                            seed,
+                            adapt,
+                            values | {"learning_rate": rate},
+                            about,
+                            resources,
+                        )
+                    )
+    return found
 
 
 def jobs(scale: Scale, experiment: str) -> dict[str, Job]:
@@ -348,8 +412,9 @@ def jobs(scale: Scale, experiment: str) -> dict[str, Job]:
     parts = scale.experiment(experiment)["jobs"]
     grouped: dict[str, list[RunSpec]] = {}
     for run in runs(scale, experiment):
-        named = {"method": run.method_id, "task": run.task, "seed": f"seed{run.seed}"}
-        name = "-".join(named[part] for part in ("method", "task", "seed") if part in parts) or "all"
+        rate = f"{run.hyperparameters['learning_rate']:.0e}"
+        named = {"method": run.method_id, "task": run.task, "rate": f"rate{rate}", "seed": f"seed{run.seed}"}
+        name = "-".join(named[part] for part in ("method", "task", "rate", "seed") if part in parts) or "all"
         grouped.setdefault(name, []).append(run)
     return {name: Job(name, experiment, tuple(group)) for name, group in grouped.items()}
 

@@ -199,6 +199,26 @@ def split_file(source: Source, config: str, split: str) -> Path:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def check_columns(source: Source, config: str, split: str, columns: tuple[str, ...], setting: str) -> None:
+    """Looks at the columns of a split's file without reading its rows.
+
+    Raises:
+        MissingResourceError: no such file, or a column is missing.
+    """
+    import pyarrow.parquet
+
+    file = split_file(source, config, split)
+    if file.suffix == ".parquet":
+        there = pyarrow.parquet.read_schema(file).names
+        missing = [column for column in columns if column not in there]
+        if missing:
+            raise MissingResourceError(
+                f"{file} has no column {missing[0]!r}; it has {', '.join(there)}. Rename the column in the file, or "
+                f"change `{setting}` in workflow/scales/."
+            )
+
+
 def load_split(source: Source, config: str, split: str, columns: Sequence[str], setting: str) -> Any:
     """One split as a ``datasets.Dataset`` with at least the named columns.
 

@@ -1,7 +1,8 @@
 """From a method's YAML to an adapted model. Knows every kind of adaptation and no experiment.
 
 ``kind: peft`` covers any PEFT type, ETHER included. Beside it stand full fine-tuning, BitFit, the linear probe and the
-two bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021), which PEFT does not have.
+two bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021), which PEFT does not have, and ``none``: the
+pretrained model as it is.
 """
 
 from __future__ import annotations
@@ -127,6 +128,22 @@ def _add_bottlenecks(model: nn.Module, adapt: Mapping[str, Any], model_type: str
         setattr(model.get_submodule(parent), child, wrapped)
 
 
+def architecture(model: nn.Module) -> str:
+    """The name by which `ether.layer_sets` knows a model: transformers' ``model_type``, or "unet" for diffusers' UNets,
+    whose configuration has none.
+
+    Raises:
+        ConfigurationError: the model's configuration says neither.
+    """
+    config: Any = model.config
+    if hasattr(config, "model_type"):
+        return str(config.model_type)
+    name = str(config.get("_class_name", "")) or type(model).__name__
+    if not name.startswith("UNet"):
+        raise ConfigurationError(f"A {name} has no `model_type`, and no layer sets are known for it in ether/layer_sets.py.")
+    return "unet"
+
+
 # --- the one entry ---------------------------------------------------------------------------------------------
 
 
@@ -142,7 +159,7 @@ def adapt(
     """Prepares a pretrained model for tuning with one method: freezes what stays, adds what is trained.
 
     Args:
-        model: a transformers model; its ``config.model_type`` chooses the layer names.
+        model: a transformers or diffusers model; `architecture` chooses the layer names.
         how: the ``adapt`` section of a method's YAML.
         layers: named layer set that PEFT types adapt (``ether.layer_sets``), unless ``how`` names its own.
         head: names of modules trained in full beside any adapter.
@@ -156,7 +173,7 @@ def adapt(
         ConfigurationError: unknown type, parameter, layer set or head; a block count that divides no dimension.
     """
     kind, head = how["kind"], how.get("head", head)
-    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    model_type = architecture(model)
     names = dict(model.named_modules())
     for part in head:
         if part not in names:
@@ -190,9 +207,9 @@ def adapt(
         _add_bottlenecks(model, how, model_type)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".down." in name or ".up." in name)
-    elif kind not in ("full", "linear-probe"):
-        raise one_of("kind of adaptation", kind, ("peft", "full", "bitfit", "linear-probe", "bottleneck"))
-    for part in head:
+    elif kind not in ("full", "linear-probe", "none"):
+        raise one_of("kind of adaptation", kind, ("peft", "full", "bitfit", "linear-probe", "bottleneck", "none"))
+    for part in head if kind != "none" else ():
         model.get_submodule(part).requires_grad_(True)
     return model
 

@@ -71,6 +71,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     partial = output.with_name(f".partial.{output.name}")
     # Nobody watches the bars of an executed notebook, and a missing widget library is no news there.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
+    os.environ["TQDM_DISABLE"] = "1"  # the kernel inherits it: bars would fill the executed notebook
     try:
         papermill.execute_notebook(
             str(source),

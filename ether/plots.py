@@ -24,6 +24,7 @@ STYLE = {
     "Naive": ("#76448a", "P"),
     "AdaLoRA": ("#117864", "h"),
     "LoRA": ("#27ae60", "s"),
+    "VeRA": ("#b7950b", "<"),
     "Full": ("#2c3e50", "X"),
 }
 OTHER = ("#7f8c8d", ".")
@@ -34,7 +35,7 @@ def style(label: str) -> tuple[str, str]:
     return next((look for name, look in STYLE.items() if label.startswith(name)), OTHER)
 
 
-def _new(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     matplotlib.rcParams.update(
         {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "mathtext.fontset": "stix"}
     )
@@ -46,12 +47,13 @@ def _new(width: float, height: float) -> Figure:
 def score_against_parameters(table: pd.DataFrame, scale: Scale, column: str = "Avg") -> Figure:
     """A column of a table against ``#params`` on a logarithmic axis, with intervals over seeds.
 
-    Where no method has that column (an average, when only some tasks were run), the plain mean of the columns that
-    every method has stands in, and the axis says so.
+    Where there is no such column, or no method has it (an average, when only some tasks were run), the plain mean of
+    the columns that every method has stands in, and the axis says so.
     """
     wide = table.pivot_table(index="method", columns="column", values=["ours", "low", "high"], sort=False, dropna=False)
     what = column
-    chosen = {part: wide[part][column] for part in ("ours", "low", "high")}
+    nothing = pd.Series(np.nan, index=wide.index)
+    chosen = {part: wide[part].get(column, nothing) for part in ("ours", "low", "high")}
     if chosen["ours"].isna().all():
         complete = [name for name in wide["ours"].columns if name != "#params" and wide["ours"][name].notna().all()]
         mean = wide["ours"][complete].mean(axis=1)
@@ -60,7 +62,7 @@ def score_against_parameters(table: pd.DataFrame, scale: Scale, column: str = "A
     rows = pd.DataFrame(
         {"parameters": wide["ours"]["#params"], "score": chosen["ours"], "low": chosen["low"], "high": chosen["high"]}
     ).dropna(subset=["score"])
-    figure = _new(8.0, 4.4)
+    figure = new_figure(8.0, 4.4)
     axes = figure.add_subplot()
     for label, row in rows.iterrows():
         colour, marker = style(str(label))
@@ -152,7 +154,7 @@ def reflected_vectors() -> pd.DataFrame:
 def figure1(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Figure 1: a vector reflected by ETHER, and moved by the two hyperplanes of ETHER+, with the arrows as data."""
     data = reflected_vectors()
-    figure = _new(9.0, 5.4)
+    figure = new_figure(9.0, 5.4)
     for axes, panel in zip(figure.subplots(1, 2), ("ETHER", "ETHER+"), strict=True):
         arrows = data[data["panel"] == panel].set_index("name")
         axes.add_patch(matplotlib.patches.Circle((0, 0), arrows["length"]["x"], fill=False, ls=":", lw=1, ec=GREY))
@@ -281,7 +283,7 @@ def figure2(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     b = d // n
     h, w, product, blocks = (_matrix(data, part) for part in ("H", "W", "HW", "blocks"))
     limit = float(max(np.abs(matrix).max() for matrix in (h, w, product)))
-    figure = _new(10.6, 4.0)
+    figure = new_figure(10.6, 4.0)
     axes = figure.add_subplot()
     gap, top = 1.8, 0.0
 
@@ -344,12 +346,21 @@ def figure2(scale: Scale) -> tuple[Figure, pd.DataFrame]:
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
-FIGURES: dict[str, Callable[[Scale], tuple[Figure, pd.DataFrame]]] = {"figure1": figure1, "figure2": figure2}
+
+def figures() -> dict[str, Callable[[Scale], tuple[Figure, pd.DataFrame]]]:
+    """Every figure by name; a function of the scale that draws it and returns it with the data behind it."""
+    from ether import plots_language
+
+    return {
+        "figure1": figure1,
+        "figure2": figure2,
+        "figure_instruct_rates": plots_language.figure_instruct_rates,
+    }
 
 
 def write(name: str, scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Draws a figure and leaves ``results/<scale>/figures/<name>.{png,pdf,parquet}``: the picture and its numbers."""
-    figure, data = FIGURES[name](scale)
+    figure, data = figures()[name](scale)
     folder = scale.results / "figures"
     for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # without a date the file is reproducible
         with results.atomic(folder / f"{name}.{ending}") as temporary:

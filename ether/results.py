@@ -134,7 +134,7 @@ def collect(folders: Iterable[Path], destination: Path) -> None:
 
 # --- provenance ------------------------------------------------------------------------------------------------
 
-PACKAGES = ("ether-peft", "torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "numpy", "pandas")
+PACKAGES = ("ether-peft", "torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "numpy", "pandas", "lm_eval")
 
 
 @functools.cache

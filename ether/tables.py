@@ -16,10 +16,12 @@ import pandas as pd
 from ether import config, results
 from ether.config import Scale
 from ether.errors import MissingResourceError
+from ether.measures import flops
 from ether.paper import exact, published
 
 COLUMNS = ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
 RESAMPLES = 10_000
+COSTS = ("#params", "TFLOPs", "TFLOPs, here")  # columns in which no row is the best
 
 
 @functools.cache
@@ -165,7 +167,92 @@ def table4(scale: Scale) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=COLUMNS)
 
 
-TABLES = {"table4": table4, **exact.TABLES}
+# --- Tables 5 and 10 -------------------------------------------------------------------------------------------
+
+# column: the measured value (`ether.measures.language.measurements`)
+LANGUAGE_COLUMNS = {"MMLU": "mmlu", "ARC": "arc", "Tru-1": "tru1", "Tru-2": "tru2"}
+LANGUAGE_BESIDE = {"MMLU, mean over subjects": "mmlu_macro", "ARC, normalised": "arc_norm"}
+
+
+def shown_in(table: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The methods a table shows: all but those whose file names other tables."""
+    return {key: method for key, method in methods.items() if table in method.get("tables", [table])}
+
+
+def language_scores(scale: Scale, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Scores of the instruction-tuning runs: columns `method`, `column`, `seed`, `value`, `status`, `reason`."""
+    runs, metrics = read(scale, "instruct")
+    split = scale.experiment("instruct")["evaluation"]["split"]
+    own = metrics[metrics["split"] == split]
+    frames = []
+    for column, metric in columns.items():
+        values = own[own["metric"] == metric].set_index("run_id")["value"]
+        frames.append(runs.join(values, on="run_id")[["method", "seed", "value", "status", "reason"]].assign(column=column))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _language_cells(table: str, methods: Mapping[str, Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
+    comparable, reason = scale.settings["comparable"]["value"], scale.settings["comparable"]["reason"]
+    columns = LANGUAGE_COLUMNS | LANGUAGE_BESIDE
+    scores = language_scores(scale, columns)
+    cells = []
+    for method in methods.values():
+        label = method["label"]
+        for column in columns:
+            own = scores[(scores["method"] == label) & (scores["column"] == column)]
+            ended = [f"seed {r.seed} {r.status} ({r.reason})" for r in own[own["status"] != "finished"].itertuples()]
+            notes = [*(["not run at this scale"] if own.empty else []), *ended, *([] if comparable else [reason])]
+            paper = _published(table, label, column) if column in LANGUAGE_COLUMNS else None
+            values = own[own["status"] == "finished"]["value"].dropna().tolist()
+            cells.append(_cell(label, column, values, paper, comparable, "; ".join(notes)))
+    return cells
+
+
+def table5(scale: Scale) -> pd.DataFrame:
+    """Table 5: instruction tuning; MMLU by question and by subject, ARC plain and length-normalised, TruthfulQA."""
+    chosen = shown_in("table5", config.chosen_methods(scale, "instruct"))
+    counted = {key: method for key, method in chosen.items() if method["adapt"]["kind"] != "none"}
+    cells = parameter_cells("table5", counted, "llama-2-7b") + _language_cells("table5", chosen, scale)
+    return _in_order(cells, chosen)
+
+
+def table10(scale: Scale) -> pd.DataFrame:
+    """Table 10: ETHER+, and ETHER that its caption names, by number of blocks; TFLOPs by Table 1's counter.
+
+    Rows that the paper has and this scale cannot run (a block wider than the layer) stand there with a dash.
+    """
+    every = {key: method for key, method in config.methods().items() if "instruct" in method["training"]}
+    chosen = config.chosen_methods(scale, "instruct")
+    rows = {
+        key: method
+        for key, method in shown_in("table10", every).items()
+        if method["adapt"].get("type") == "ETHER" and (key in chosen or method["label"] in published.load()["table10"].methods)
+    }
+    cells = parameter_cells("table10", rows, "llama-2-7b")
+    for method in rows.values():
+        config_ = method["adapt"]["config"]
+        rule = "relaxed-reflection" if config_.get("relaxed") else "reflection"
+        weight_side = flops.weight_side_step("llama-2-7b", rule, config_["n_blocks"], 256).tflops
+        here = flops.package_step("llama-2-7b", method["adapt"] | {"config": {**config_, "dropout": 0.0}}, 256).tflops
+        paper = _published("table10", method["label"], "TFLOPs")
+        note = "Llama-2-7B, one step of 256 tokens, on the weight as the paper counts"
+        cells.append(_cell(method["label"], "TFLOPs", [weight_side], paper, True, note))
+        cells.append(
+            _cell(method["label"], "TFLOPs, here", [here], None, True, "the same step on activations, as this package runs")
+        )
+    return _in_order(cells + _language_cells("table10", rows, scale), rows)
+
+
+def _in_order(cells: list[dict[str, Any]], methods: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The cells method by method, so that a row missing from one column keeps its place."""
+    order = {method["label"]: i for i, method in enumerate(methods.values())}
+    table = pd.DataFrame(cells, columns=COLUMNS)
+    return table.sort_values("method", key=lambda labels: labels.map(order), kind="stable", ignore_index=True)
+
+
+TABLES = {"table4": table4, "table5": table5, "table10": table10, **exact.TABLES}
+# The experiments behind a table, for what is said of its protocol.
+EXPERIMENTS = {"table4": ["glue"], "table5": ["instruct"], "table10": ["instruct"]}
 
 
 # --- writing and showing ---------------------------------------------------------------------------------------
@@ -198,8 +285,9 @@ def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> s
     lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method, rows in table.groupby("method", sort=False):
         by_column = {row.column: row for row in rows.itertuples()}
-        lines.append(f"| {method} | ours | " + " | ".join(_ours(by_column[c]) for c in columns) + " |")
-        lines.append("| | paper | " + " | ".join(_papers(by_column[c]) or "–" for c in columns) + " |")
+        ours = [_ours(by_column[c]) if c in by_column else "–" for c in columns]
+        paper = [(_papers(by_column[c]) if c in by_column else "") or "–" for c in columns]
+        lines += [f"| {method} | ours | {' | '.join(ours)} |", f"| | paper | {' | '.join(paper)} |"]
     return "\n".join([*lines, "", *[f"- {note}" for note in notes], ""])
 
 
@@ -207,14 +295,19 @@ def to_html(table: pd.DataFrame) -> str:
     """The table for a notebook: our mean, its interval in small, the paper's number under it, grey where it cannot be
     compared."""
     columns = list(dict.fromkeys(table["column"]))
-    numbers = {c: table[table["column"] == c].set_index("method")["ours"] for c in columns if c != "#params"}
+    numbers = {c: table[table["column"] == c].set_index("method")["ours"] for c in columns if c not in COSTS}
     best = {c: series.idxmax() for c, series in numbers.items() if series.notna().any()}
     style = "text-align:center;padding:5px 9px;border-bottom:1px solid #ddd;white-space:nowrap;line-height:1.25"
     head = "".join(f"<th style='{style}'>{html.escape(c)}</th>" for c in columns)
     body = []
     for method, rows in table.groupby("method", sort=False):
         cells = [f"<td style='{style};text-align:left'><b>{html.escape(str(method))}</b></td>"]
-        for row in (r for c in columns for r in rows[rows["column"] == c].itertuples()):
+        by_column = {row.column: row for row in rows.itertuples()}
+        for column in columns:
+            row = by_column.get(column)
+            if row is None:
+                cells.append(f"<td style='{style}'>–</td>")
+                continue
             if row.column == "#params":
                 shown, spread = f"{int(row.ours):,}", ""
             else:
@@ -262,7 +355,7 @@ def write(name: str, scale: Scale) -> pd.DataFrame:
 def _page(name: str, table: pd.DataFrame, scale: Scale) -> str:
     if name in exact.TABLES:
         return exact.markdown(name, table)
-    notes = [f"Scale {scale.name!r}: {scale.settings['description']}.", *scale.settings.get("protocol", [])]
+    notes = [f"Scale {scale.name!r}: {scale.settings['description']}.", *scale.protocol(*EXPERIMENTS[name])]
     if not scale.settings["comparable"]["value"]:
         notes.append(f"The paper's numbers stand beside ours for orientation only: {scale.settings['comparable']['reason']}.")
     notes.append("Ours: mean over seeds [95 % bootstrap interval]. #params: exact, at the paper's architecture.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,58 @@ def latest_checkpoint(folder: Path) -> str | None:
             continue
         return str(path)
     return None
+
+
+def training_arguments(
+    hyper: Mapping[str, Any], total_steps: int, seed: int, checkpoints: Path, device: str, **more: Any
+) -> transformers.TrainingArguments:
+    """The Trainer's arguments from a run's hyperparameters, the same for every experiment; `more` has the last word."""
+    warmup = hyper.get("warmup_steps")
+    saving: dict[str, Any] = {"save_strategy": "no"}
+    if hyper["checkpoint_steps"] and hyper["checkpoint_steps"] < total_steps:
+        saving = {"save_strategy": "steps", "save_steps": hyper["checkpoint_steps"], "save_total_limit": 2}
+    arguments: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "max_steps": total_steps,
+        "per_device_train_batch_size": hyper["batch_size"],
+        "per_device_eval_batch_size": hyper["evaluation_batch_size"],
+        "gradient_accumulation_steps": hyper["accumulation"],
+        "learning_rate": hyper["learning_rate"],
+        "lr_scheduler_type": hyper["schedule"],
+        "warmup_steps": round(hyper["warmup"] * total_steps) if warmup is None else warmup,
+        "weight_decay": hyper["weight_decay"],
+        "adam_beta1": hyper.get("adam_beta1", 0.9),
+        "adam_beta2": hyper.get("adam_beta2", 0.999),
+        "max_grad_norm": hyper["max_grad_norm"],
+        "bf16": hyper["precision"] == "bf16",
+        "fp16": hyper["precision"] == "fp16",
+        "seed": seed,
+        "use_cpu": device == "cpu",
+        "logging_nan_inf_filter": False,
+        "train_sampling_strategy": "group_by_length" if hyper["group_by_length"] else "random",
+        "disable_tqdm": True,
+        "report_to": [],
+        "dataloader_pin_memory": device != "cpu",
+    }
+    return transformers.TrainingArguments(**(arguments | saving | more))
+
+
+def steps_in_all(hyper: Mapping[str, Any], examples: int) -> int:
+    """Optimizer steps of a run: ``max_steps`` where it is given, else ``epochs`` over the examples."""
+    per_epoch = math.ceil(examples / (hyper["batch_size"] * hyper["accumulation"]))
+    return int(hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"]))
+
+
+class quiet:
+    """Silences transformers' notice that a fresh head is fresh, and its loading bar."""
+
+    def __enter__(self) -> None:
+        self.level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def __exit__(self, *exception: object) -> None:
+        transformers.logging.set_verbosity(self.level)
 
 
 class DivergenceStop(transformers.TrainerCallback):

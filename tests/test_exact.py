@@ -246,7 +246,7 @@ def test_figure2_shows_equal_products_of_real_numbers() -> None:
     assert any("2,304; in blocks 2 d² f / n = 768" in line for line in plots.block_scheme_summary(data))
 
 
-@pytest.mark.parametrize("name", list(plots.FIGURES))
+@pytest.mark.parametrize("name", ["figure1", "figure2"])
 def test_figures_leave_a_picture_for_screen_and_print_and_their_numbers(
     name: str, scale: config.Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,9 +260,9 @@ def test_figures_leave_a_picture_for_screen_and_print_and_their_numbers(
     pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{name}.parquet"), data)
 
 
-@pytest.mark.parametrize("name", list(plots.FIGURES))
+@pytest.mark.parametrize("name", ["figure1", "figure2"])
 def test_no_text_of_a_figure_lies_on_another(name: str, scale: config.Scale) -> None:
-    figure, _ = plots.FIGURES[name](scale)
+    figure, _ = plots.figures()[name](scale)
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [(t.get_text(), t.get_window_extent()) for t in axes.texts if t.get_text()]
@@ -317,4 +317,4 @@ def test_every_exact_exhibit_has_a_notebook_and_a_maker(name: str) -> None:
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert json.dumps(name) in "\n".join(cell.source for cell in code)
-    assert name in (plots.FIGURES if name.startswith("figure") else tables.TABLES)
+    assert name in (plots.figures() if name.startswith("figure") else tables.TABLES)

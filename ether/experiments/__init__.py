@@ -54,10 +54,10 @@ class Experiment(Protocol):
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name: the object ``EXPERIMENT`` of ``ether.experiments.<name>``."""
+    """The experiment of that name: the object ``EXPERIMENT`` of its module in ``ether.experiments``."""
     if name not in EXPERIMENTS:
         raise one_of("experiment", name, EXPERIMENTS)
-    return importlib.import_module(f"ether.experiments.{name}").EXPERIMENT
+    return importlib.import_module(f"ether.experiments.{EXPERIMENTS[name]}").EXPERIMENT
 
 
 Metric = Callable[[Any, Any], Mapping[str, float]]

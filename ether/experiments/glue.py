@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,15 @@ from ether import hub
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.experiments import Fitted, Loaded
-from ether.training import DivergenceStop, RankAllocation, Trainer, latest_checkpoint
+from ether.training import (
+    DivergenceStop,
+    RankAllocation,
+    Trainer,
+    latest_checkpoint,
+    quiet,
+    steps_in_all,
+    training_arguments,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Glue:
         data = hub.data_source(spec.settings["data"], spec.resources, results)
         for split in self._splits(spec):
             if data.folder is not None:
-                _columns_there(data, spec.task, split, (*self._task(spec).columns, "label"))
+                hub.check_columns(data, spec.task, split, (*self._task(spec).columns, "label"), "glue.data.path")
         _adaptable(source, _freeze(spec.adapt), spec.settings["layers"], tuple(spec.settings["head"]),
                    self._task(spec).labels)  # fmt: skip
 
@@ -116,7 +123,7 @@ class Glue:
         )
         dtype = wanted.get("dtype", "float32")
         transformers.set_seed(spec.seed)  # the head's initialisation
-        with hub.explained(source, "model", "glue.model.path"), _quiet():
+        with hub.explained(source, "model", "glue.model.path"), quiet():
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source.location,
                 num_labels=task.labels,
@@ -125,12 +132,10 @@ class Glue:
                 use_safetensors=wanted.get("weights", "safetensors") == "safetensors",
                 **source.pin,
             )
-        per_epoch = math.ceil(len(train) / (hyper["batch_size"] * hyper["accumulation"]))
-        total = hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"])
         return Loaded(
             model=model,
             task_type="SEQ_CLS",
-            total_steps=total,
+            total_steps=steps_in_all(hyper, len(train)),
             base_model=source.name,
             base_model_fingerprint=hub.fingerprint(source),
             data_name=f"{data.name}/{spec.task}",
@@ -146,34 +151,16 @@ class Glue:
         task, hyper = self._task(spec), spec.hyperparameters
         every = max(1, loaded.total_steps // hyper["evaluations"])
         checkpoints = folder / "checkpoints"
-        saving: dict[str, Any] = {"save_strategy": "no"}
-        if hyper["checkpoint_steps"] and hyper["checkpoint_steps"] < loaded.total_steps:
-            saving = {"save_strategy": "steps", "save_steps": hyper["checkpoint_steps"], "save_total_limit": 2}
-        arguments = transformers.TrainingArguments(
-            output_dir=str(checkpoints),
-            max_steps=loaded.total_steps,
-            per_device_train_batch_size=hyper["batch_size"],
-            per_device_eval_batch_size=hyper["evaluation_batch_size"],
-            gradient_accumulation_steps=hyper["accumulation"],
-            learning_rate=hyper["learning_rate"],
-            lr_scheduler_type=hyper["schedule"],
-            warmup_steps=round(hyper["warmup"] * loaded.total_steps),
-            weight_decay=hyper["weight_decay"],
-            max_grad_norm=hyper["max_grad_norm"],
-            bf16=hyper["precision"] == "bf16",
-            fp16=hyper["precision"] == "fp16",
-            seed=spec.seed,
-            use_cpu=device == "cpu",
+        arguments = training_arguments(
+            hyper,
+            loaded.total_steps,
+            spec.seed,
+            checkpoints,
+            device,
             eval_strategy="steps",
             eval_steps=every,
             logging_steps=every,
-            logging_nan_inf_filter=False,
             label_names=["labels"],
-            train_sampling_strategy="group_by_length" if hyper["group_by_length"] else "random",
-            disable_tqdm=True,
-            report_to=[],
-            dataloader_pin_memory=device != "cpu",
-            **saving,
         )
         divergence = DivergenceStop()
         trainer = Trainer(
@@ -213,21 +200,9 @@ def _first(output: Any) -> np.ndarray:
 # --- cached helpers: a job's runs share model folder, tokenizer and tokenised data ---------------------------------
 
 
-class _quiet:
-    """Silences transformers' notice that a fresh head is fresh, and its loading bar."""
-
-    def __enter__(self) -> None:
-        self.level = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        transformers.logging.set_verbosity(self.level)
-
-
 @functools.lru_cache(maxsize=4)
 def _tokenizer(source: hub.Source) -> Any:
-    with hub.explained(source, "model", "glue.model.path"), _quiet():
+    with hub.explained(source, "model", "glue.model.path"), quiet():
         return transformers.AutoTokenizer.from_pretrained(source.location, **source.pin)
 
 
@@ -248,23 +223,8 @@ def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_
         label = float if TASKS[task].labels == 1 else int
         return {**encoded, "labels": [label(value) for value in batch["label"]]}
 
-    with _quiet():
+    with quiet():
         return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)
-
-
-@functools.lru_cache(maxsize=64)
-def _columns_there(data: hub.Source, task: str, split: str, columns: tuple[str, ...]) -> None:
-    import pyarrow.parquet as pq
-
-    file = hub.split_file(data, task, split)
-    if file.suffix == ".parquet":
-        there = pq.read_schema(file).names
-        missing = [column for column in columns if column not in there]
-        if missing:
-            raise MissingResourceError(
-                f"{file} has no column {missing[0]!r}; it has {', '.join(there)}. Rename the column in the file, or "
-                "change `glue.data.path` in workflow/scales/."
-            )
 
 
 def _freeze(value: Mapping[str, Any]) -> str:
@@ -276,9 +236,9 @@ def _adaptable(source: hub.Source, how: str, layers: str, head: tuple[str, ...],
     """Applies the method to the model's architecture on the meta device: shapes are checked, nothing is loaded."""
     from ether import methods
 
-    with hub.explained(source, "model", "glue.model.path"), _quiet():
+    with hub.explained(source, "model", "glue.model.path"), quiet():
         config = transformers.AutoConfig.from_pretrained(source.location, num_labels=labels, **source.pin)
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         model = transformers.AutoModelForSequenceClassification.from_config(config)
     values = dict.fromkeys(("dropout",), 0.0) | methods.step_values(100)
     adapted = methods.adapt(model, json.loads(how), layers=layers, head=head, task_type="SEQ_CLS", values=values)

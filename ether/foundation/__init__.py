@@ -18,7 +18,12 @@ from ether.results import file_digest
 
 __all__ = ["CARD", "MODELS", "path", "pretrain", "verify"]
 
-MODELS = {"language-encoder": "ether.foundation.language_encoder"}  # name: the module that makes it
+MODELS = {  # name: the module that makes it
+    "image-judges": "ether.foundation.image_judges",
+    "language-encoder": "ether.foundation.language_encoder",
+    "language-model": "ether.foundation.language_model",
+    "text-to-image": "ether.foundation.text_to_image",
+}
 CARD = "card.json"
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -2,6 +2,11 @@
 
 
 def run_files(experiment):
+    if experiment not in JOBS:
+        raise WorkflowError(
+            f"Scale {SCALE_NAME!r} has no experiment {experiment!r} with these settings: either the scale leaves it out, or "
+            "none of the methods or tasks given by --config belongs to it."
+        )
     return [f"{RESULTS}/runs/{experiment}/{job}/{file}.parquet" for job in JOBS[experiment] for file in ("metrics", "runs")]
 
 
@@ -87,17 +92,26 @@ for exhibit in EXHIBITS:
     rule:
         name: exhibit
         input:
-            wanted(exhibit),
+            lambda wildcards, exhibit=exhibit: wanted(exhibit),
+
+
+def possible(figures):
+    """The exhibits, figures or tables, whose experiments the scale has."""
+    return [
+        wanted(exhibit)
+        for exhibit, experiments in EXHIBITS.items()
+        if exhibit.startswith("figure") == figures and all(experiment in JOBS for experiment in experiments)
+    ]
 
 
 rule tables:
     input:
-        [wanted(exhibit) for exhibit in EXHIBITS if not exhibit.startswith("figure")],
+        possible(figures=False),
 
 
 rule figures:
     input:
-        [wanted(exhibit) for exhibit in EXHIBITS if exhibit.startswith("figure")],
+        possible(figures=True),
 
 
 def whereabouts():

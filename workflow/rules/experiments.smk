@@ -16,14 +16,16 @@ MODULES = [
 ]
 
 
-def in_shell(value, keep=""):
-    """JSON for a shell command, quoted, its braces kept from Snakemake's formatting; `keep` alone is formatted.
+def in_shell(value, keep=()):
+    """JSON for a shell command, quoted, its braces kept from Snakemake's formatting; those in `keep` alone are formatted.
 
     As part of the command it does not count as a parameter: a job is made again for its own `digest`, not because the
     list of methods beside it has changed.
     """
     text = shlex.quote(json.dumps(value)).replace("{", "{{").replace("}", "}}")
-    return text.replace("{" + keep + "}", keep) if keep else text
+    for name in keep:
+        text = text.replace("{" + name + "}", name)
+    return text
 
 
 rule check:
@@ -31,8 +33,8 @@ rule check:
     # checked by its own job before that trains. (No `params` here: Snakemake 9 drops a job whose output is missing when
     # an `ancient` input of it is about to be made again for changed params.)
     input:
-        world=world_files(),
-        foundation=foundation_files(),
+        world=lambda wildcards: world_files(wildcards.experiment),
+        foundation=lambda wildcards: foundation_files(wildcards.experiment),
     output:
         RESULTS + "/checked/{experiment}.json",
     shell:
@@ -43,10 +45,11 @@ rule check:
 rule experiment:
     input:
         modules=MODULES,
-        module="ether/experiments/{experiment}.py",
-        notebook=ancient("notebooks/{experiment}.ipynb"),  # how the numbers are shown does not change them
-        world=world_files(),
-        foundation=foundation_files(),
+        module=lambda wildcards: f"ether/experiments/{ether_config.EXPERIMENTS[wildcards.experiment]}.py",
+        # how the numbers are shown does not change them
+        notebook=lambda wildcards: ancient(f"notebooks/{ether_config.EXPERIMENTS[wildcards.experiment]}.ipynb"),
+        world=lambda wildcards: world_files(wildcards.experiment),
+        foundation=lambda wildcards: foundation_files(wildcards.experiment),
         checked=ancient(RESULTS + "/checked/{experiment}.json"),
     output:
         RESULTS + "/runs/{experiment}/{job}/metrics.parquet",
@@ -61,4 +64,7 @@ rule experiment:
     shell:
         "ETHER_THREADS={threads} OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false"
         " {sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters "
-        + in_shell({"scale": SCALE_NAME, "job": "{wildcards.job}", "overrides": OVERRIDES}, keep="{wildcards.job}")
+        + in_shell(
+            {"scale": SCALE_NAME, "experiment": "{wildcards.experiment}", "job": "{wildcards.job}", "overrides": OVERRIDES},
+            keep=("{wildcards.experiment}", "{wildcards.job}"),
+        )

@@ -1,45 +1,91 @@
 # What the offline scales make for themselves: data of the procedural worlds and, on request, the pretrained models.
 
-TASKS = SCALE.experiment("glue")["known_tasks"]
-WORLD_SPLITS = {task: "validation_matched" if task == "mnli" else "validation" for task in TASKS}
+from ether.worlds.facts import SUBJECTS
+
+FACTS_SUBJECTS = [subject.name for subject in SUBJECTS]
+GLUE_SPLITS = ("train", "tuning", "validation")
 
 
-def world_files():
-    """The generated GLUE-like files, where the scale uses them."""
-    if not SCALE.experiment("glue")["data"]["path"].startswith("world/"):
+def glue_files():
+    tasks = SCALE.settings["glue"]["known_tasks"] if "glue" in SCALE.settings else []
+    named = {"mnli": "validation_matched"}
+    return [
+        f"{RESULTS}/world/datasets/world/glue/{task}/{named.get(task, split) if split == 'validation' else split}.parquet"
+        for task in tasks
+        for split in GLUE_SPLITS
+    ]
+
+
+def facts_files():
+    folder = f"{RESULTS}/world/datasets/world"
+    single = ("alpaca/default/train", "ai2_arc/ARC-Challenge/test", "ai2_arc/ARC-Challenge/validation")
+    truthful = [f"truthful_qa/multiple_choice/{split}" for split in ("validation", "tuning")]
+    mmlu = [f"mmlu/{subject}/{split}" for subject in FACTS_SUBJECTS for split in ("test", "validation", "dev")]
+    return [f"{folder}/{name}.parquet" for name in (*single, *truthful, *mmlu)]
+
+
+# A world: the module that makes it and the files by which it is known to be there. Each command takes ROOT --settings JSON.
+WORLDS = {
+    "language": ("ether.worlds", "ether/worlds/language.py", glue_files()),
+    "facts": ("ether.worlds.facts", "ether/worlds/facts.py", facts_files()),
+}
+# Which world an experiment's data come from, where its scale says `world/…`.
+WORLD_OF = {"glue": "language", "instruct": "facts"}
+# A model that the project makes, and the modules it depends on.
+FOUNDATION = {
+    "language-encoder": ["ether/worlds/language.py", "ether/foundation/language_encoder.py"],
+    "language-model": ["ether/worlds/facts.py", "ether/foundation/language_model.py"],
+}
+# The notebooks that show them, and the experiment each belongs to.
+SHOWN = {"foundation": "glue", "foundation_facts": "instruct"}
+
+
+def section(experiment):
+    return SCALE.settings.get(experiment)
+
+
+def world_files(experiment):
+    """The generated files of an experiment, where the scale uses them."""
+    settings = section(experiment)
+    if settings is None or not settings["data"]["path"].startswith("world/"):
         return []
-    folder = f"{RESULTS}/world/datasets/world/glue"
-    return [f"{folder}/{task}/{split}.parquet" for task in TASKS for split in ("train", "tuning", WORLD_SPLITS[task])]
+    return WORLDS[WORLD_OF[settings.get("like", experiment)]][2]
 
 
-def foundation_files():
-    """The rebuilt encoder, where `--config foundation=rebuild` asks for it; the shipped one needs no job."""
-    path = SCALE.experiment("glue")["model"]["path"]
-    if SCALE.settings["foundation"] != "rebuild" or not path.startswith("foundation/"):
+def foundation_files(experiment):
+    """The rebuilt models of an experiment, where `--config foundation=rebuild` asks for it; shipped ones need no job."""
+    settings = section(experiment)
+    if settings is None or SCALE.settings["foundation"] != "rebuild":
         return []
-    return [f"{RESULTS}/{path}/card.json"]
+    paths = [model["path"] for model in (settings["model"], *settings.get("judges", {}).values())]
+    names = {path.split("/")[1] for path in paths if path.startswith("foundation/")}
+    return [f"{RESULTS}/foundation/{name}/card.json" for name in sorted(names)]
 
 
-if world_files():
+for world, (command, module, files) in WORLDS.items():
+    if world in SCALE.settings.get("world", {}):
 
-    rule world_language:
-        input:
-            "ether/worlds/language.py",
-        output:
-            world_files(),
-        params:
-            settings=json.dumps(SCALE.settings["world"]["language"]),
-            root=f"{RESULTS}/world",
-        shell:
-            "{sys.executable} -m ether.worlds {params.root} --settings {params.settings:q}"
+        rule:
+            name: f"world_{world}"
+            input:
+                module,
+            output:
+                files,
+            params:
+                settings=json.dumps(SCALE.settings["world"][world]),
+                root=f"{RESULTS}/world",
+                command=command,
+            shell:
+                "{sys.executable} -m {params.command} {params.root} --settings {params.settings:q}"
 
 
 rule foundation_model:
     input:
-        "ether/worlds/language.py",
-        "ether/foundation/language_encoder.py",
+        lambda wildcards: FOUNDATION[wildcards.name],
     output:
         RESULTS + "/foundation/{name}/card.json",
+    wildcard_constraints:
+        name="|".join(FOUNDATION),
     threads: SCALE.settings["threads"]
     shell:
         "ETHER_THREADS={threads} {sys.executable} -m ether.foundation {wildcards.name}"
@@ -48,13 +94,14 @@ rule foundation_model:
 
 rule foundation_scores:
     input:
-        world_files(),
-        foundation_files(),
-        notebook="notebooks/foundation.ipynb",
+        lambda wildcards: world_files(SHOWN[wildcards.shown]) + foundation_files(SHOWN[wildcards.shown]),
+        notebook="notebooks/{shown}.ipynb",
     output:
-        RESULTS + "/foundation/scores.parquet",
+        RESULTS + "/foundation/{shown}.parquet",
+    wildcard_constraints:
+        shown="|".join(SHOWN),
     log:
-        notebook=RESULTS + "/notebooks/foundation.ipynb",
+        notebook=RESULTS + "/notebooks/{shown}.ipynb",
     params:
         parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
     shell:
@@ -62,6 +109,6 @@ rule foundation_scores:
 
 
 rule foundation:
-    # Shows the offline scales' language and encoder; with `--config foundation=rebuild` pretrains it first.
+    # Shows the offline scales' worlds and models; with `--config foundation=rebuild` pretrains them first.
     input:
-        [RESULTS + "/foundation/scores.parquet"] if world_files() else [],
+        [f"{RESULTS}/foundation/{shown}.parquet" for shown, experiment in SHOWN.items() if world_files(experiment)],

@@ -1,0 +1,260 @@
+"""Zero-shot multiple choice by lm-evaluation-harness itself: MMLU, ARC, TruthfulQA MC1 and MC2 (Sec. 5.2.2, Table 5).
+
+The prompts are the harness's shipped ones; only where the questions come from is said here (a pinned hub revision, a
+folder laid out like the hub, or another split, for choosing learning rates). At the small scale the harness runs the
+tasks of `ether.measures.language_tasks` instead, in the words that the small model knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ether import hub
+from ether.errors import MissingResourceError, one_of
+from ether.results import atomic, digest, write_text
+
+# What a benchmark is in the harness: its shipped file, the data set's configuration, its splits (reported, tuning), columns.
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "mmlu": {
+        "config": "all",
+        "splits": {"reported": "test", "tuning": "validation"},
+        "columns": ("question", "subject", "choices", "answer"),
+    },
+    "arc_challenge": {
+        "file": "arc/arc_challenge.yaml",
+        "config": "ARC-Challenge",
+        "splits": {"reported": "test", "tuning": "validation"},
+        "columns": ("question", "choices", "answerKey"),
+    },
+    # TruthfulQA has one split: nothing to choose settings by that is not the reported benchmark itself.
+    "truthfulqa_mc1": {
+        "file": "truthfulqa/truthfulqa_mc1.yaml",
+        "config": "multiple_choice",
+        "splits": {"reported": "validation"},
+        "columns": ("question", "mc1_targets"),
+    },
+    "truthfulqa_mc2": {
+        "file": "truthfulqa/truthfulqa_mc2.yaml",
+        "config": "multiple_choice",
+        "splits": {"reported": "validation"},
+        "columns": ("question", "mc2_targets"),
+    },
+}
+FACTS = "facts_"  # the small world's tasks are called like the harness's, after this
+SUBJECT = "mmlu_"  # every MMLU subject is a task of this name
+
+
+def shipped_folder() -> Path:
+    """The folder of the installed harness's task files."""
+    import lm_eval
+
+    return Path(lm_eval.__file__).parent / "tasks"
+
+
+def split_of(benchmark: str, which: str) -> str:
+    """The data set's split for `which` (reported | tuning).
+
+    Raises:
+        ConfigurationError: no such benchmark, or it has no such split.
+    """
+    if benchmark not in BENCHMARKS:
+        raise one_of("benchmark", benchmark, BENCHMARKS, "instruct.evaluation.tasks")
+    splits = BENCHMARKS[benchmark]["splits"]
+    if which not in splits:
+        raise one_of("split", which, splits, f"instruct.evaluation.split for {benchmark}")
+    return splits[which]
+
+
+def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> list[str]:
+    """Task files for the harness that run its shipped prompts over the given data, one file a task.
+
+    Args:
+        sources: benchmark name -> its data set.
+        which: reported | tuning.
+        folder: where the files go; for MMLU in a folder of data also one parquet file a subject and split.
+
+    Returns:
+        The names of the tasks.
+
+    Raises:
+        ConfigurationError: an unknown benchmark, or one without such a split.
+        MissingResourceError: a file is missing.
+    """
+    shipped, names = shipped_folder(), []
+    for benchmark, source in sources.items():
+        split, about = split_of(benchmark, which), BENCHMARKS[benchmark]
+        if benchmark == "mmlu":
+            for file in sorted((shipped / "mmlu" / "default").glob("mmlu_*.yaml")):
+                subject = file.stem.removeprefix(SUBJECT)
+                data = _subject_files(source, folder, split).get(subject) if source.folder else None
+                if source.folder and data is None:
+                    continue  # the folder holds some of the subjects only
+                names.append(_write_task(folder, file.stem, file, source, subject, data, test_split=split))
+            continue
+        if source.folder is not None:
+            files = {split: hub.split_file(source, about["config"], split)}
+            if benchmark == "arc_challenge" and split != "test":
+                files["test"] = files[split]
+        else:
+            files = None
+        own = {} if benchmark.startswith("truthfulqa") else {"test_split": split, "training_split": None}
+        if benchmark == "arc_challenge" and source.folder is not None:
+            own["validation_split"] = None
+        names.append(_write_task(folder, benchmark, shipped / about["file"], source, about["config"], files, **own))
+    return names
+
+
+def _write_task(
+    folder: Path,
+    name: str,
+    include: Path,
+    source: hub.Source,
+    config: str,
+    files: Mapping[str, Path] | None,
+    **more: Any,
+) -> str:
+    content: dict[str, Any] = {"include": str(include), "task": name, **more}
+    if files is None:
+        content |= {"dataset_path": source.name, "dataset_name": config, "dataset_kwargs": source.pin}
+    else:
+        kind = "parquet" if next(iter(files.values())).suffix == ".parquet" else "json"
+        places = {split: str(file.resolve()) for split, file in files.items()}
+        content |= {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": places}}
+    write_text(yaml.safe_dump(content), folder / f"{name}.yaml")
+    return name
+
+
+@functools.lru_cache(maxsize=8)
+def _subject_files(source: hub.Source, folder: Path, split: str) -> dict[str, dict[str, Path]]:
+    """subject -> {split: file}: the harness takes a file a subject, folders laid out like the hub may hold them all in one."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    assert source.folder is not None
+    found: dict[str, dict[str, Path]] = {}
+    for part in (split, "dev"):
+        whole = hub.split_file(source, "all", part)
+        table = pyarrow.parquet.read_table(whole)
+        for subject in sorted(set(table["subject"].to_pylist())):
+            file = folder / "mmlu" / subject / f"{part}.parquet"
+            if not file.is_file():
+                with atomic(file) as temporary:
+                    pyarrow.parquet.write_table(table.filter(pyarrow.compute.equal(table["subject"], subject)), temporary)
+            found.setdefault(subject, {})[part] = file
+    return {subject: files for subject, files in found.items() if split in files}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness logs every request; a notebook shows results."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_tasks(tasks: Sequence[Any], folder: Path | None = None) -> dict[str, Any]:
+    """The harness's own task objects, data loaded, zero-shot: once for many runs.
+
+    Args:
+        tasks: names of tasks whose files `write_tasks` left in `folder`, or whole task and group dictionaries.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        loaded = TaskManager(include_path=str(folder) if folder else None, include_defaults=False).load(list(tasks))
+        for task in loaded["tasks"].values():
+            task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=0)
+    if not loaded["tasks"]:
+        raise MissingResourceError(f"The harness found none of the tasks {', '.join(map(str, tasks))[:200]}.")
+    return dict(loaded)
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Mapping[str, Any],
+    *,
+    batch_size: int,
+    max_length: int | None = None,
+    limit: int | None = None,
+    samples: bool = False,
+) -> dict[str, Any]:
+    """What the harness reports for a causal language model, zero-shot.
+
+    Args:
+        model: as it is, on its device; adapters included. It is left in evaluation mode.
+        tasks: what `load_tasks` returned.
+        batch_size: questions' choices in one forward pass; moves the scores by rounding only.
+        max_length: tokens kept of a prompt; the model's own limit if None.
+        limit: questions a task; all if None.
+        samples: also return every question's log-likelihoods, under ``samples``.
+
+    Returns:
+        The harness's own results: ``results`` by task, ``n-samples``, ``versions``, and ``samples`` if asked for.
+    """
+    with _quiet():
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        model.eval()
+        wrapped = HFLM(
+            pretrained=model,  # type: ignore[arg-type]
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            add_bos_token=tokenizer.bos_token_id is not None,
+        )
+        found = lm_eval.evaluate(
+            lm=wrapped, task_dict=dict(tasks), limit=limit, bootstrap_iters=0, log_samples=samples, verbosity="ERROR"
+        )
+    assert found is not None  # None is for the helpers of a distributed run
+    return dict(found)
+
+
+def measurements(found: Mapping[str, Any]) -> dict[str, float]:
+    """The reported scores, in percent, from the harness's results.
+
+    ``mmlu`` is the accuracy over all questions (as the harness's own group), ``mmlu_macro`` the mean over subjects;
+    ``arc`` and ``arc_norm`` are accuracy and accuracy by length-normalised likelihood; ``tru1`` and ``tru2`` TruthfulQA's MC1
+    accuracy and MC2 probability mass. ``score`` is the mean of mmlu, arc, tru1 and tru2, of those that were run.
+    """
+    results = {name.removeprefix(FACTS): measured for name, measured in found["results"].items()}
+    counts = {name.removeprefix(FACTS): count for name, count in found["n-samples"].items()}
+    scores: dict[str, float] = {}
+    subjects = {name: 100 * float(r["acc,none"]) for name, r in results.items() if name.startswith(SUBJECT) and name in counts}
+    if subjects:
+        sizes = {name: counts[name]["effective"] for name in subjects}
+        scores["mmlu"] = math.fsum(subjects[n] * sizes[n] for n in subjects) / sum(sizes.values())
+        scores["mmlu_macro"] = statistics.fmean(subjects.values())
+    named = {"arc_challenge": "arc", "truthfulqa_mc1": "tru1", "truthfulqa_mc2": "tru2"}
+    for task, name in named.items():
+        if task in results:
+            scores[name] = 100 * float(results[task]["acc,none"])
+            if "acc_norm,none" in results[task]:
+                scores[f"{name}_norm"] = 100 * float(results[task]["acc_norm,none"])
+    main = [scores[name] for name in ("mmlu", "arc", "tru1", "tru2") if name in scores]
+    return scores | subjects | {"score": statistics.fmean(main)}
+
+
+def tasks_folder(cache: Path, sources: Mapping[str, hub.Source], which: str) -> Path:
+    """A folder of task files for these sources, so that another choice gets another folder."""
+    about = {name: [source.name, str(source.folder), source.revision] for name, source in sources.items()}
+    return cache / f"{which}-{digest(about)}"

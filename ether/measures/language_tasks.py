@@ -1,0 +1,129 @@
+"""lm-evaluation-harness tasks over the world of facts: MMLU, ARC-Challenge and TruthfulQA MC1 and MC2, from local files.
+
+The tasks are the YAML files of a folder (``workflow/tasks/facts``), plain but for placeholders that are filled here:
+the data files, MMLU's subjects, and the function that measures MC2. `tasks` gives what
+``lm_eval.simple_evaluate(tasks=...)`` takes; nothing needs the network or the harness's own task library:
+
+    manager = lm_eval.tasks.TaskManager(include_defaults=False)
+    outcome = lm_eval.simple_evaluate(model=lm, tasks=tasks(root, "reported"), task_manager=manager, bootstrap_iters=0)
+    scores(outcome)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ether.errors import MissingResourceError, one_of
+
+__all__ = ["SPLITS", "TASK_FOLDER", "scores", "tasks", "truthful_mass"]
+
+TASK_FOLDER = Path(__file__).resolve().parents[2] / "workflow" / "tasks" / "facts"
+SPLITS = {  # split of each benchmark: what is reported, what learning rates are chosen on
+    "reported": {"mmlu": "test", "ai2_arc": "test", "truthful_qa": "validation"},
+    "tuning": {"mmlu": "validation", "ai2_arc": "validation", "truthful_qa": "tuning"},
+}
+SINGLE = {"arc_challenge": "ai2_arc", "truthfulqa_mc1": "truthful_qa", "truthfulqa_mc2": "truthful_qa"}  # YAML: data set
+CONFIGURATION = {"ai2_arc": "ARC-Challenge", "truthful_qa": "multiple_choice"}
+
+
+def truthful_mass(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """The share of probability that the model puts on TruthfulQA's true answers (MC2).
+
+    Args:
+        doc: a question with ``mc2_targets.labels``, 1 for a true answer.
+        results: the log-likelihood of each answer, and whether it is the greedy one.
+    """
+    told = np.array([float(one) for one, _ in results])
+    told = np.exp(told - told.max())  # shifted, so that long answers do not underflow
+    true = np.array(doc["mc2_targets"]["labels"]) == 1
+    return {"acc": float(told[true].sum() / told.sum())}
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """A YAML structure with its placeholders replaced: whole strings by any value, parts of strings by text."""
+    if isinstance(value, dict):
+        return {key: _filled(inner, values) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, values) for inner in value]
+    if isinstance(value, str):
+        for name, new in values.items():
+            if value == f"${name}":
+                return new
+            if isinstance(new, str):
+                value = value.replace(f"${name}", new)
+    return value
+
+
+def _load(folder: Path, name: str, **values: Any) -> dict[str, Any]:
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        raise MissingResourceError(f"The evaluation task {file} is missing: restore it from the repository.")
+    return _filled(yaml.safe_load(file.read_text(encoding="utf-8")), values)
+
+
+def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) -> list[Any]:
+    """All four benchmarks as the harness takes them: the group of MMLU's subjects, and three tasks as dicts.
+
+    Args:
+        root: the folder that `ether.worlds.facts.write` wrote to.
+        split: reported, or tuning for what hyperparameters are chosen on; no question is in both.
+        folder: the YAML files.
+
+    Raises:
+        ConfigurationError: no such split.
+        MissingResourceError: a task or a data file is missing.
+    """
+    from lm_eval.api.group import Group, GroupConfig  # here, for it takes seconds to import
+    from lm_eval.api.task import ConfigurableTask
+
+    if split not in SPLITS:
+        raise one_of("split", split, SPLITS, "the evaluation of instruction tuning")
+    data = Path(root) / "datasets" / "world"
+
+    def file(name: str, configuration: str) -> str:
+        path = data / name / configuration / f"{SPLITS[split][name]}.parquet"
+        if not path.is_file():
+            raise MissingResourceError(
+                f"{path} is missing: write the world of facts with `python -m ether.worlds.facts {root}` or run the workflow."
+            )
+        return str(path)
+
+    subjects = sorted(path.name for path in (data / "mmlu").glob("*") if path.is_dir())
+    if not subjects:
+        raise MissingResourceError(
+            f"{data / 'mmlu'} has no subjects: write the world of facts with `python -m ether.worlds.facts {root}`."
+        )
+    group = Group.from_config(GroupConfig(**_load(folder, "mmlu", subjects=[f"facts_mmlu_{s}" for s in subjects])))
+    for subject in subjects:
+        leaf = _load(folder, "mmlu_subject", subject=subject, data_files=file("mmlu", subject))
+        group.add(ConfigurableTask(config=leaf))
+    # A group is made here: the harness hands the fields of a group given as a dict down to its tasks, and refuses them.
+    made: list[Any] = [group]
+    for name, source in SINGLE.items():
+        where = file(source, CONFIGURATION[source])
+        made.append(_load(folder, name, data_files=where, truthful_mass=truthful_mass))
+    return made
+
+
+def scores(outcome: Mapping[str, Any]) -> dict[str, float]:
+    """The harness's outcome as percentages: both metrics and, for MMLU, both averages.
+
+    Keys: ``mmlu/acc`` (weighted by size, as the harness has it), ``mmlu/acc_macro`` (each subject alike) and the same of
+    ``acc_norm``; ``mmlu_<subject>/acc``; ``arc_challenge/acc``, ``arc_challenge/acc_norm``, ``truthfulqa_mc1/acc``,
+    ``truthfulqa_mc2/acc``.
+    """
+    found: dict[str, float] = {}
+    for task, measured in outcome["results"].items():
+        for metric in ("acc", "acc_norm"):
+            if f"{metric},none" in measured:
+                found[f"{task.removeprefix('facts_')}/{metric}"] = 100 * float(measured[f"{metric},none"])
+    for metric in ("acc", "acc_norm"):
+        subjects = [value for key, value in found.items() if key.startswith("mmlu_") and key.endswith(f"/{metric}")]
+        if subjects:
+            found[f"mmlu/{metric}_macro"] = sum(subjects) / len(subjects)
+    return found
