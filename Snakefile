@@ -24,14 +24,22 @@ RESULTS = str(SCALE.results)
 # its name says so. Those without experiments are exact: they need no training and are the same at every scale.
 EXHIBITS = {
     "table1": [],
+    "table2": ["subject"],
     "table4": ["glue"],
     "table5": ["instruct", "instruct_rates"],
+    "table6": ["subject"],
     "table7": [],
     "table8": [],
     "table10": ["instruct"],
+    "table11": ["subject"],
     "parameters": [],
     "figure1": [],
     "figure2": [],
+    "figure3": ["perturbation"],
+    "figure4": ["subject_rates"],
+    "figure7": ["subject"],
+    "figure8": ["subject_factors"],
+    "figure9": ["subject"],
     "figure_instruct_rates": ["instruct_rates"],  # not in the paper
 }
 

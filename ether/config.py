@@ -28,9 +28,24 @@ EXPERIMENTS = {
     "glue": "glue",
     "instruct": "instruct",
     "instruct_rates": "instruct",  # the same over a grid of learning rates
+    "subject": "subject",
+    "subject_rates": "subject",
+    "subject_factors": "subject",  # each method's own rate, divided and multiplied
+    "perturbation": "perturbation",
 }
 # Keys of such a section that say which runs there are; everything else in it is passed to the run.
-_SELECTION = ("known_tasks", "tasks", "methods", "jobs", "training", "learning_rates", "seeds", "like", "protocol")
+_SELECTION = (
+    "known_tasks",
+    "tasks",
+    "methods",
+    "jobs",
+    "training",
+    "learning_rates",
+    "rate_factors",
+    "seeds",
+    "like",
+    "protocol",
+)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -279,7 +294,9 @@ def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[st
     """The methods with hyperparameters for an experiment at a scale: a `default`, or a section that the scale names."""
     sections = {"default", *settings["hyperparameters"]}
     trained_as = settings[experiment].get("like", experiment)
-    swept = "learning_rates" in settings[experiment]  # variants of a method that only some table shows are not swept
+    swept = {"learning_rates", "rate_factors"} & set(
+        settings[experiment]
+    )  # variants of a method that only some table shows are not swept
     return {
         key: method
         for key, method in methods().items()
@@ -385,6 +402,8 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
                 adapt = overlay(adapt, {"config": config})
             trains = adapt["kind"] != "none"  # what is not trained comes out the same for every rate and seed
             rates = section.get("learning_rates") if trains else None
+            if trains and "rate_factors" in section:
+                rates = [float(f"{factor * values['learning_rate']:.6g}") for factor in section["rate_factors"]]
             for rate in rates or [values.get("learning_rate")]:
                 for seed in seeds if trains else seeds[:1]:
                     found.append(

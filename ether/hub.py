@@ -121,7 +121,7 @@ def model_source(model: Mapping[str, Any], resources: Mapping[str, Any], results
         name = path.removeprefix(FOUNDATION)
         if resources["foundation"] == "rebuild":
             folder = results / "foundation" / name
-            if not (folder / "config.json").is_file():
+            if not (folder / foundation.CARD).is_file():
                 raise MissingResourceError(
                     f"The rebuilt foundation model {name!r} is not at {folder}: run the workflow target with "
                     "--config foundation=rebuild, which pretrains it first, or leave that out to use the shipped one."

@@ -17,6 +17,7 @@ from ether.config import Scale
 
 # One colour a family, so that a method keeps its colour through all figures; readable without colour by its marker.
 STYLE = {
+    "ETHER+ (one-sided)": ("#f1948a", "d"),
     "ETHER+": ("#c0392b", "D"),
     "ETHER": ("#e67e22", "o"),
     "BOFT": ("#1f618d", "v"),
@@ -26,6 +27,7 @@ STYLE = {
     "LoRA": ("#27ae60", "s"),
     "VeRA": ("#b7950b", "<"),
     "Full": ("#2c3e50", "X"),
+    "DreamBooth": ("#2c3e50", "X"),
 }
 OTHER = ("#7f8c8d", ".")
 
@@ -349,11 +351,16 @@ def figure2(scale: Scale) -> tuple[Figure, pd.DataFrame]:
 
 def figures() -> dict[str, Callable[[Scale], tuple[Figure, pd.DataFrame]]]:
     """Every figure by name; a function of the scale that draws it and returns it with the data behind it."""
-    from ether import plots_language
+    from ether import plots_language, plots_subject
 
     return {
         "figure1": figure1,
         "figure2": figure2,
+        "figure3": plots_subject.figure3,
+        "figure4": plots_subject.figure4,
+        "figure7": plots_subject.figure7,
+        "figure8": plots_subject.figure8,
+        "figure9": plots_subject.figure9,
         "figure_instruct_rates": plots_language.figure_instruct_rates,
     }
 

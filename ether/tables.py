@@ -92,11 +92,12 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
     from ether.paper import counts
 
     paper = published.load()[table]
-    why = counts.published_counts(table).set_index("method")["why"]
+    known = counts.published_counts(table).set_index("method")
     cells = []
     for method in methods.values():
         label = method["label"]
-        count = parameters.count(method, architecture)
+        convention = str(known["convention"][label]) if label in known.index else None
+        count = parameters.count(method, architecture, convention)
         note = f"trained in fact, classifier included: {count.peft:,}"
         printed = paper.printed(label, "#params") if label in paper.methods else ""
         if printed:
@@ -106,7 +107,7 @@ def parameter_cells(table: str, methods: Mapping[str, Mapping[str, Any]], archit
                 "mismatch": f"does not print as the paper's {printed}",
             }[published.prints_as(count.paper_convention, printed)]
             note = f"{verdict}; counted as {count.convention}; {note}"
-        note = ". ".join(filter(None, [note, why.get(label, ""), count.note]))
+        note = ". ".join(filter(None, [note, known["why"].get(label, ""), count.note]))
         cells.append(
             {
                 "method": label,
@@ -179,32 +180,40 @@ def shown_in(table: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {key: method for key, method in methods.items() if table in method.get("tables", [table])}
 
 
-def language_scores(scale: Scale, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Scores of the instruction-tuning runs: columns `method`, `column`, `seed`, `value`, `status`, `reason`."""
-    runs, metrics = read(scale, "instruct")
-    split = scale.experiment("instruct")["evaluation"]["split"]
-    own = metrics[metrics["split"] == split]
+def measured(scale: Scale, experiment: str, split: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """What an experiment's runs measured last in a split: columns `method`, `task`, `seed`, `status`, `reason`, `value` and
+    `column`, for each {column: metric}; `value` is NaN where a run has none."""
+    runs, metrics = read(scale, experiment)
+    own = metrics[metrics["split"] == split].sort_values("step")
     frames = []
     for column, metric in columns.items():
-        values = own[own["metric"] == metric].set_index("run_id")["value"]
-        frames.append(runs.join(values, on="run_id")[["method", "seed", "value", "status", "reason"]].assign(column=column))
+        values = own[own["metric"] == metric].groupby("run_id")["value"].last()
+        about = runs.join(values, on="run_id")[["method", "task", "seed", "status", "reason", "value"]]
+        frames.append(about.assign(column=column))
     return pd.concat(frames, ignore_index=True)
 
 
-def _language_cells(table: str, methods: Mapping[str, Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
+def language_scores(scale: Scale, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Scores of the instruction-tuning runs, as `measured` gives them."""
+    return measured(scale, "instruct", scale.experiment("instruct")["evaluation"]["split"], columns)
+
+
+def _measured_cells(
+    table: str, methods: Mapping[str, Mapping[str, Any]], scale: Scale, values: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """A cell for each method and column of what was measured, the paper's number beside it where it has that column."""
     comparable, reason = scale.settings["comparable"]["value"], scale.settings["comparable"]["reason"]
-    columns = LANGUAGE_COLUMNS | LANGUAGE_BESIDE
-    scores = language_scores(scale, columns)
+    known = {column.name for column in published.load()[table].columns}
     cells = []
     for method in methods.values():
         label = method["label"]
-        for column in columns:
-            own = scores[(scores["method"] == label) & (scores["column"] == column)]
-            ended = [f"seed {r.seed} {r.status} ({r.reason})" for r in own[own["status"] != "finished"].itertuples()]
+        for column in values["column"].unique():
+            own = values[(values["method"] == label) & (values["column"] == column)]
+            ended = [f"{r.task}, seed {r.seed} {r.status} ({r.reason})" for r in own[own["status"] != "finished"].itertuples()]
             notes = [*(["not run at this scale"] if own.empty else []), *ended, *([] if comparable else [reason])]
-            paper = _published(table, label, column) if column in LANGUAGE_COLUMNS else None
-            values = own[own["status"] == "finished"]["value"].dropna().tolist()
-            cells.append(_cell(label, column, values, paper, comparable, "; ".join(notes)))
+            paper = _published(table, label, column) if column in known else None
+            finished = own[own["status"] == "finished"]["value"].dropna().tolist()
+            cells.append(_cell(label, column, finished, paper, comparable, "; ".join(notes)))
     return cells
 
 
@@ -212,7 +221,8 @@ def table5(scale: Scale) -> pd.DataFrame:
     """Table 5: instruction tuning; MMLU by question and by subject, ARC plain and length-normalised, TruthfulQA."""
     chosen = shown_in("table5", config.chosen_methods(scale, "instruct"))
     counted = {key: method for key, method in chosen.items() if method["adapt"]["kind"] != "none"}
-    cells = parameter_cells("table5", counted, "llama-2-7b") + _language_cells("table5", chosen, scale)
+    scores = language_scores(scale, LANGUAGE_COLUMNS | LANGUAGE_BESIDE)
+    cells = parameter_cells("table5", counted, "llama-2-7b") + _measured_cells("table5", chosen, scale, scores)
     return _in_order(cells, chosen)
 
 
@@ -240,7 +250,8 @@ def table10(scale: Scale) -> pd.DataFrame:
         cells.append(
             _cell(method["label"], "TFLOPs, here", [here], None, True, "the same step on activations, as this package runs")
         )
-    return _in_order(cells + _language_cells("table10", rows, scale), rows)
+    scores = language_scores(scale, LANGUAGE_COLUMNS | LANGUAGE_BESIDE)
+    return _in_order(cells + _measured_cells("table10", rows, scale, scores), rows)
 
 
 def _in_order(cells: list[dict[str, Any]], methods: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -250,9 +261,79 @@ def _in_order(cells: list[dict[str, Any]], methods: Mapping[str, Mapping[str, An
     return table.sort_values("method", key=lambda labels: labels.map(order), kind="stable", ignore_index=True)
 
 
-TABLES = {"table4": table4, "table5": table5, "table10": table10, **exact.TABLES}
+# --- Tables 2, 6 and 11 ----------------------------------------------------------------------------------------
+
+# column: the measured value (`ether.experiments.subject`). OFT's code takes LPIPS between real and generated pictures.
+IMAGE_COLUMNS = {"DINO": "dino", "CLIP-I": "clip_i", "CLIP-T": "clip_t", "LPIPS": "lpips_real"}
+IMAGE_BESIDE = {"LPIPS within a prompt": "lpips_prompt", "background drawn": "background"}
+REAL = "Real images"
+
+
+def image_scores(scale: Scale, columns: Mapping[str, str] = IMAGE_COLUMNS, split: str = "last") -> pd.DataFrame:
+    """Scores of the subject-driven runs, as `measured` gives them, and of the photographs themselves (method REAL).
+
+    split: `last` for the last evaluation, `best` for the one chosen on the other half of the prompts; both on the half
+    of the prompts that is reported.
+    """
+    values = measured(scale, "subject", split, columns)
+    real = measured(scale, "subject", "real", columns).dropna(subset="value")
+    photographs = real.drop_duplicates(["task", "column"]).assign(method=REAL, seed=0, status="finished", reason="")
+    return pd.concat([photographs, values], ignore_index=True)
+
+
+def _image_table(table: str, scale: Scale, labels: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table of subject-driven runs: the paper's columns at the last evaluation, then those at the chosen one."""
+    chosen = shown_in(table, config.chosen_methods(scale, "subject"))
+    if labels is not None:
+        chosen = {key: method for key, method in chosen.items() if method["label"] in labels}
+    names = [column.name for column in published.load()[table].columns if column.name in IMAGE_COLUMNS]
+    columns = {name: IMAGE_COLUMNS[name] for name in names}
+    values = image_scores(scale, columns | (IMAGE_BESIDE if table == "table2" else {}))
+    best = image_scores(scale, columns, "best")
+    values = pd.concat([values, best.assign(column=best["column"] + ", best")], ignore_index=True)
+    rows: dict[str, Mapping[str, Any]] = dict(chosen)
+    if REAL in published.load()[table].methods:
+        rows = {"real": {"label": REAL}, **rows}
+    values = values[values["column"].isin(values.dropna(subset="value")["column"])]  # no reader, no such column
+    cells = _measured_cells(table, rows, scale, values)
+    if "#params" in [column.name for column in published.load()[table].columns]:
+        cells = parameter_cells(table, chosen, "sd15-unet") + cells
+    return _in_order(cells, rows)
+
+
+def table2(scale: Scale) -> pd.DataFrame:
+    """Table 2: subject-driven generation; LPIPS with both pairings, each value also at the chosen checkpoint."""
+    return _image_table("table2", scale)
+
+
+def table6(scale: Scale) -> pd.DataFrame:
+    """Table 6, left half: OFT against Naive."""
+    return _image_table("table6", scale, published.load()["table6"].methods)
+
+
+def table11(scale: Scale) -> pd.DataFrame:
+    """Table 11: one-sided against two-sided ETHER+."""
+    return _image_table("table11", scale, published.load()["table11"].methods)
+
+
+TABLES = {
+    "table2": table2,
+    "table4": table4,
+    "table5": table5,
+    "table6": table6,
+    "table10": table10,
+    "table11": table11,
+    **exact.TABLES,
+}
 # The experiments behind a table, for what is said of its protocol.
-EXPERIMENTS = {"table4": ["glue"], "table5": ["instruct"], "table10": ["instruct"]}
+EXPERIMENTS = {
+    "table2": ["subject"],
+    "table4": ["glue"],
+    "table5": ["instruct"],
+    "table6": ["subject"],
+    "table10": ["instruct"],
+    "table11": ["subject"],
+}
 
 
 # --- writing and showing ---------------------------------------------------------------------------------------
@@ -263,25 +344,36 @@ def pretty_count(value: float) -> str:
     return f"{value / 1e6:.0f}M" if value >= 1e8 else f"{value / 1e6:.2f}M"
 
 
+def _digits(row: Any) -> str:
+    """Cosines and distances between pictures have three digits in the paper, percentages two."""
+    return ".3f" if str(row.column).removesuffix(", best") in (*IMAGE_COLUMNS, *IMAGE_BESIDE) else ".2f"
+
+
 def _ours(row: Any) -> str:
     if row.column == "#params":
         return f"{int(row.ours):,}"
     if np.isnan(row.ours):
         return "–"
     if np.isnan(row.low):
-        return f"{row.ours:.2f}"
-    return f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        return f"{row.ours:{_digits(row)}}"
+    return f"{row.ours:{_digits(row)}} [{row.low:{_digits(row)}}, {row.high:{_digits(row)}}]"
 
 
 def _papers(row: Any) -> str:
     if np.isnan(row.paper):
         return ""
-    return pretty_count(row.paper) if row.column == "#params" else f"{row.paper:.2f}"
+    return pretty_count(row.paper) if row.column == "#params" else f"{row.paper:{_digits(row)}}"
+
+
+def _column_order(table: pd.DataFrame) -> list[str]:
+    """The columns as the fullest row has them, then whatever only others have."""
+    by_row = sorted((list(rows["column"]) for _, rows in table.groupby("method", sort=False)), key=len, reverse=True)
+    return list(dict.fromkeys(column for columns in by_row for column in columns))
 
 
 def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
     """The table as Markdown: two lines a method, ours and the paper's."""
-    columns = list(dict.fromkeys(table["column"]))
+    columns = _column_order(table)
     lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for method, rows in table.groupby("method", sort=False):
         by_column = {row.column: row for row in rows.itertuples()}
@@ -294,7 +386,7 @@ def to_markdown(table: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> s
 def to_html(table: pd.DataFrame) -> str:
     """The table for a notebook: our mean, its interval in small, the paper's number under it, grey where it cannot be
     compared."""
-    columns = list(dict.fromkeys(table["column"]))
+    columns = _column_order(table)
     numbers = {c: table[table["column"] == c].set_index("method")["ours"] for c in columns if c not in COSTS}
     best = {c: series.idxmax() for c, series in numbers.items() if series.notna().any()}
     style = "text-align:center;padding:5px 9px;border-bottom:1px solid #ddd;white-space:nowrap;line-height:1.25"
@@ -311,8 +403,9 @@ def to_html(table: pd.DataFrame) -> str:
             if row.column == "#params":
                 shown, spread = f"{int(row.ours):,}", ""
             else:
-                shown = "–" if np.isnan(row.ours) else f"{row.ours:.2f}"
-                spread = "" if np.isnan(row.low) else f"{row.low:.1f} – {row.high:.1f}"
+                shown = "–" if np.isnan(row.ours) else f"{row.ours:{_digits(row)}}"
+                small = _digits(row) if _digits(row) == ".3f" else ".1f"
+                spread = "" if np.isnan(row.low) else f"{row.low:{small}} – {row.high:{small}}"
             if best.get(row.column) == method:
                 shown = f"<b>{shown}</b>"
             colour = "#333" if row.comparable else "#999"

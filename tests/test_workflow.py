@@ -42,7 +42,8 @@ def project(folder: Path) -> Path:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    cores = () if "--cores" in arguments else ("--cores", "1")
+    return [sys.executable, "-m", "snakemake", *cores, *arguments]
 
 
 def snakemake(folder: Path, *arguments: str, expect: int = 0) -> str:
@@ -71,7 +72,7 @@ def clone(tmp_path_factory):
 @pytest.mark.parametrize("scale", config.scale_names())
 def test_dry_run_of_every_target(scale, clone):
     said = snakemake(clone, "--dry-run", "table4", "tables", "figures", "all", "foundation", "--config", f"scale={scale}")
-    count = len(config.jobs(config.load(scale), "glue"))
+    count = sum(len(config.jobs(config.load(scale), name)) for name in config.EXPERIMENTS)
     assert f"experiment {count:>9}".split() in [line.split() for line in said.splitlines()]
 
 
@@ -154,7 +155,7 @@ def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
 @pytest.mark.dag
 def test_smoke_scale_for_real(tmp_path):
     folder = project(tmp_path / "clone")
-    snakemake(folder, "all", "--config", "scale=smoke")
+    snakemake(folder, "--cores", "2", "all", "--config", "scale=smoke")
     table = pd.read_parquet(folder / "results/smoke/tables/table4.parquet")
     assert list(table.columns) == ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
     assert (
@@ -162,13 +163,20 @@ def test_smoke_scale_for_real(tmp_path):
     )
     scores = table[table["column"] != "#params"]
     assert scores["ours"].notna().all() and (scores["seeds"] == 2).all() and not scores["comparable"].any()
-    runs = pd.read_parquet(folder / "results/smoke/metrics/glue.runs.parquet")
-    assert (runs["status"] == "finished").all() and (runs["steps"] == 4).all()
-    assert runs["run_id"].is_unique
-    for name in ("notebooks/table4.ipynb", "notebooks/runs/glue/all.ipynb"):
-        book = nbformat.read(folder / "results/smoke" / name, as_version=4)
+    steps = {"glue": {4}, "instruct": {0, 4}, "instruct_rates": {0, 2}, "subject": {2}, "perturbation": {0}}
+    for experiment in config.EXPERIMENTS:
+        runs = pd.read_parquet(folder / f"results/smoke/metrics/{experiment}.runs.parquet")
+        assert len(runs) == len(config.runs(config.load("smoke"), experiment))
+        assert (runs["status"] == "finished").all() and set(runs["steps"]) == steps.get(experiment, {2})
+        assert runs["run_id"].is_unique
+    notebooks = sorted((folder / "results/smoke/notebooks").rglob("*.ipynb"))
+    assert {"table2", "table5", "table10", "figure3", "figure8", "figure_instruct_rates"} <= {file.stem for file in notebooks}
+    for file in notebooks:
+        book = nbformat.read(file, as_version=4)
         outputs = [o for c in book.cells if c.cell_type == "code" for o in c.outputs]
         assert outputs and not any(o.output_type == "error" for o in outputs)
+    figures = sorted((folder / "results/smoke/figures").glob("figure*.png"))
+    assert len(figures) == 8 and all(file.with_suffix(".pdf").is_file() for file in figures)
     assert not (folder / "results/smoke/work/glue/all").exists() or not any(
         p.is_dir() for p in (folder / "results/smoke/work/glue/all").iterdir()
     )

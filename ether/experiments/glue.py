@@ -23,7 +23,7 @@ from torch import nn
 
 from ether import hub
 from ether.config import RunSpec
-from ether.errors import ConfigurationError, MissingResourceError
+from ether.errors import ConfigurationError
 from ether.experiments import Fitted, Loaded
 from ether.training import (
     DivergenceStop,

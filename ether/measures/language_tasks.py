@@ -6,7 +6,7 @@ the data files, MMLU's subjects, and the function that measures MC2. `tasks` giv
 
     manager = lm_eval.tasks.TaskManager(include_defaults=False)
     outcome = lm_eval.simple_evaluate(model=lm, tasks=tasks(root, "reported"), task_manager=manager, bootstrap_iters=0)
-    scores(outcome)
+    ether.measures.language.measurements(outcome)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 
 from ether.errors import MissingResourceError, one_of
 
-__all__ = ["SPLITS", "TASK_FOLDER", "scores", "tasks", "truthful_mass"]
+__all__ = ["SPLITS", "TASK_FOLDER", "tasks", "truthful_mass"]
 
 TASK_FOLDER = Path(__file__).resolve().parents[2] / "workflow" / "tasks" / "facts"
 SPLITS = {  # split of each benchmark: what is reported, what learning rates are chosen on
@@ -108,22 +108,3 @@ def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) ->
         where = file(source, CONFIGURATION[source])
         made.append(_load(folder, name, data_files=where, truthful_mass=truthful_mass))
     return made
-
-
-def scores(outcome: Mapping[str, Any]) -> dict[str, float]:
-    """The harness's outcome as percentages: both metrics and, for MMLU, both averages.
-
-    Keys: ``mmlu/acc`` (weighted by size, as the harness has it), ``mmlu/acc_macro`` (each subject alike) and the same of
-    ``acc_norm``; ``mmlu_<subject>/acc``; ``arc_challenge/acc``, ``arc_challenge/acc_norm``, ``truthfulqa_mc1/acc``,
-    ``truthfulqa_mc2/acc``.
-    """
-    found: dict[str, float] = {}
-    for task, measured in outcome["results"].items():
-        for metric in ("acc", "acc_norm"):
-            if f"{metric},none" in measured:
-                found[f"{task.removeprefix('facts_')}/{metric}"] = 100 * float(measured[f"{metric},none"])
-    for metric in ("acc", "acc_norm"):
-        subjects = [value for key, value in found.items() if key.startswith("mmlu_") and key.endswith(f"/{metric}")]
-        if subjects:
-            found[f"mmlu/{metric}_macro"] = sum(subjects) / len(subjects)
-    return found

@@ -20,6 +20,7 @@ from ether.paper import published
 Verdict = Literal["holds", "does not hold", "inconclusive", "not testable at this scale"]
 Interval = Callable[[Sequence[float]], tuple[float, float, float]]
 LANGUAGE = ("MMLU", "ARC", "Tru-1", "Tru-2")
+QUALITY = ("DINO", "CLIP-I")
 TUNED = ("VeRA r=64", "VeRA r=256", "LoRA r=1", "LoRA r=8", "OFT n=256", "ETHER n=32", "ETHER+ n=32")
 
 
@@ -48,6 +49,17 @@ def _all(above: Iterable[str], below: Iterable[str], columns: tuple[str, ...]) -
 
 
 STATEMENTS = (
+    Statement("table2", "Sec. 5.1.1", "ETHER+ has better image quality than OFT.", _all(["ETHER+"], ["OFT n=4"], QUALITY)),
+    Statement("table2", "Table 2", "ETHER+ has the best image quality of all methods.",
+              _all(["ETHER+"], ["DreamBooth", "LoRA r=4", "OFT n=4", "ETHER"], QUALITY)),
+    Statement("table2", "Sec. 5.1.1", "ETHER falls short of every other method in image quality.",
+              _all(["DreamBooth", "LoRA r=4", "OFT n=4", "ETHER+"], ["ETHER"], QUALITY)),
+    Statement("table2", "Sec. 5.1.1", "ETHER has the best text-prompt fidelity and diversity.",
+              _all(["ETHER"], ["DreamBooth", "LoRA r=4", "OFT n=4", "ETHER+"], ("CLIP-T", "LPIPS"))),
+    Statement("table6", "Sec. 5.3", "OFT and Naive do not differ significantly (here: by no more than 0.05).",
+              (Comparison("OFT n=4", "Naive n=4", (*QUALITY, "CLIP-T", "LPIPS"), within=0.05),)),
+    Statement("table11", "App. D.2", "Two-sided ETHER+ does better than one-sided.",
+              _all(["ETHER+"], ["ETHER+ (one-sided)"], QUALITY)),
     Statement("table5", "Sec. 5.2.2", "Every tuned model surpasses the base model on every benchmark.",
               _all(TUNED, ["Base model"], LANGUAGE)),
     Statement("table5", "Sec. 5.2.2", "ETHER outperforms the baselines of comparable size, VeRA r=64 and LoRA r=1.",
@@ -108,7 +120,8 @@ def judge(table: str, scores: pd.DataFrame, interval: Interval) -> pd.DataFrame:
 
     Args:
         table: "table5", ….
-        scores: columns `method` (label), `column`, `seed`, `value`; one row a score.
+        scores: columns `method` (label), `column`, `seed`, `task`, `value`; one row a score. Differences are taken within
+            a task and seed.
         interval: mean and 95 % interval of values over seeds.
 
     Returns:
@@ -120,7 +133,9 @@ def judge(table: str, scores: pd.DataFrame, interval: Interval) -> pd.DataFrame:
     """
     if table not in {s.table for s in STATEMENTS}:
         raise one_of("table", table, {s.table for s in STATEMENTS}, "ether/paper/statements.py")
-    values = {key: group.set_index("seed")["value"] for key, group in scores.groupby(["method", "column"])}
+    if "task" not in scores:
+        scores = scores.assign(task="")
+    values = {key: group.set_index(["task", "seed"])["value"] for key, group in scores.groupby(["method", "column"])}
     rows = []
     for statement in (s for s in STATEMENTS if s.table == table):
         found: list[tuple[Verdict, str]] = []
@@ -158,7 +173,8 @@ def _compare(
         return "not testable at this scale", f"{name}: no seed in common"
     columns = {column.name: column for column in published.load()[table].columns}
     sign = -1 if column in columns and columns[column].better == "lower" else 1
+    digits = 1 if table in ("table5", "table10") else 3  # percentages, or cosines
     mean, low, high = interval((sign * difference).tolist())
     if np.isnan(low):  # one seed has no interval, so nothing is decided
-        return "inconclusive", f"{name}: {mean:+.1f} (one seed)"
-    return _verdict(low, high, c.within), f"{name}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return "inconclusive", f"{name}: {mean:+.{digits}f} (one run)"
+    return _verdict(low, high, c.within), f"{name}: {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

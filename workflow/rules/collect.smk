@@ -64,6 +64,8 @@ rule figure:
         experiment_files,
         modules,
         "ether/plots.py",
+        "ether/plots_language.py",
+        "ether/plots_subject.py",
         notebook="notebooks/{exhibit}.ipynb",
     output:
         multiext(RESULTS + "/figures/{exhibit}", ".png", ".pdf", ".parquet"),

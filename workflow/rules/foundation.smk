@@ -28,16 +28,23 @@ def facts_files():
 WORLDS = {
     "language": ("ether.worlds", "ether/worlds/language.py", glue_files()),
     "facts": ("ether.worlds.facts", "ether/worlds/facts.py", facts_files()),
+    "scenes": (
+        "ether.worlds.scenes",
+        "ether/worlds/scenes.py",
+        [f"{RESULTS}/world/datasets/world/dreambooth/dataset/{name}" for name in ("metadata.json", "prompts_and_classes.txt")],
+    ),
 }
 # Which world an experiment's data come from, where its scale says `world/…`.
-WORLD_OF = {"glue": "language", "instruct": "facts"}
+WORLD_OF = {"glue": "language", "instruct": "facts", "subject": "scenes"}
 # A model that the project makes, and the modules it depends on.
 FOUNDATION = {
     "language-encoder": ["ether/worlds/language.py", "ether/foundation/language_encoder.py"],
     "language-model": ["ether/worlds/facts.py", "ether/foundation/language_model.py"],
+    "text-to-image": ["ether/worlds/scenes.py", "ether/foundation/text_to_image.py"],
+    "image-judges": ["ether/worlds/scenes.py", "ether/foundation/image_judges.py"],
 }
 # The notebooks that show them, and the experiment each belongs to.
-SHOWN = {"foundation": "glue", "foundation_facts": "instruct"}
+SHOWN = {"foundation": "glue", "foundation_facts": "instruct", "foundation_images": "subject"}
 
 
 def section(experiment):
@@ -57,7 +64,8 @@ def foundation_files(experiment):
     settings = section(experiment)
     if settings is None or SCALE.settings["foundation"] != "rebuild":
         return []
-    paths = [model["path"] for model in (settings["model"], *settings.get("judges", {}).values())]
+    judges = [judge for judge in settings.get("judges", {}).values() if isinstance(judge, dict)]
+    paths = [model["path"] for model in (settings["model"], *judges)]
     names = {path.split("/")[1] for path in paths if path.startswith("foundation/")}
     return [f"{RESULTS}/foundation/{name}/card.json" for name in sorted(names)]
 

@@ -1,0 +1,448 @@
+"""Image metrics of subject-driven generation (Sec. 5.1.1, Tables 2, 6 and 11) over a scale's judge models.
+
+Images are tensors (N, 3, H, W) of floats in [0, 1]. Judges are loaded by transformers from a folder or a hub id; what
+their ``preprocessor_config.json`` says is done here with torch alone, so that torchvision is never imported.
+
+DINO    mean cosine over all (real, generated) pairs of the class token of a self-supervised ViT;
+CLIP-I  the same with CLIP's image embedding;
+CLIP-T  mean cosine between each generated image and its prompt (without the subject's made-up word);
+LPIPS   a perceptual distance, under two pairings, since the paper's word ("diversity") and the code it follows differ:
+        ``lpips_real`` over all (real, generated) pairs, as OFT's evaluation does, and ``lpips_prompt`` over the pairs of
+        images generated for one prompt.
+
+The row of real images is the same with the real images in both places and no image compared with itself.
+
+The network behind LPIPS is either the published one (``alex``: AlexNet and learned weights, which need torchvision), or
+LPIPS's formula over the layers of the judge ViT without learned weights (``judge``). The two are not comparable; tables
+name the one they show.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from torch.nn import functional
+from torchmetrics.functional.pairwise import pairwise_cosine_similarity
+from transformers.utils.hub import cached_file
+
+from ether import hub
+from ether.errors import ConfigurationError, MissingResourceError, one_of
+
+__all__ = [
+    "LPIPS_NETWORKS",
+    "AlexDistance",
+    "ClipJudge",
+    "Generated",
+    "Judges",
+    "Preprocessing",
+    "Real",
+    "ViTDistance",
+    "VisionJudge",
+    "load_judges",
+    "measure",
+    "measure_real",
+    "need_torchvision",
+    "pair_similarity",
+    "preprocessing",
+    "same_prompt_mean",
+]
+
+LPIPS_NETWORKS = {
+    "judge": "LPIPS's formula over the layers of the judge ViT, without learned weights",
+    "alex": "LPIPS with AlexNet",
+}
+BATCH = 64
+
+
+# --- from images to what a model reads -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint's image processor does: resize (shortest side, or both), crop the centre, normalise."""
+
+    size: tuple[int, int] | int  # (height, width), or the shortest side
+    crop: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mode: str = "bicubic"
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 3, h, w), normalised."""
+        height, width = images.shape[-2:]
+        if isinstance(self.size, int):
+            short = min(height, width)
+            size = (round(height * self.size / short), round(width * self.size / short))
+        else:
+            size = self.size
+        if size != (height, width):
+            images = functional.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True).clamp(0, 1)
+        if self.crop is not None and self.crop != size:
+            top, left = (max(0, round((a - b) / 2)) for a, b in zip(size, self.crop, strict=True))
+            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = "") -> Preprocessing:
+    """What the checkpoint's ``preprocessor_config.json`` asks for.
+
+    Args:
+        source: folder or hub id.
+        size: the side the model reads, where the file does not say.
+        setting: the key of the scale that names the checkpoint, for messages.
+        subfolder: where in the folder or repository the checkpoint lies.
+
+    Raises:
+        MissingResourceError: no such file.
+    """
+    with hub.explained(source, "model", setting):
+        file = cached_file(source.location, "preprocessor_config.json", subfolder=subfolder, **source.pin)
+        if file is None:
+            raise MissingResourceError(
+                f"The model {source.name!r} has no preprocessor_config.json, so it is not known how images are to be "
+                f"prepared for it. Add the file, or change `{setting}` in workflow/scales/."
+            )
+        said: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    wanted = said.get("size", size) if said.get("do_resize", True) else size
+    if isinstance(wanted, Mapping):
+        wanted = wanted["shortest_edge"] if "shortest_edge" in wanted else (wanted["height"], wanted["width"])
+    elif not said.get("do_center_crop", False):
+        wanted = (wanted, wanted)  # a bare number without a crop is a square
+    crop = said.get("crop_size") if said.get("do_center_crop", False) else None
+    if isinstance(crop, Mapping):
+        crop = (crop["height"], crop["width"])
+    elif crop is not None:
+        crop = (crop, crop)
+    return Preprocessing(
+        wanted,
+        crop,
+        tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
+        tuple(said.get("image_std", (0.5, 0.5, 0.5))),
+        "bilinear" if said.get("resample", 3) == 2 else "bicubic",  # PIL's numbers
+    )
+
+
+# --- judges ----------------------------------------------------------------------------------------------------
+
+
+class VisionJudge:
+    """A vision transformer that gives an image one vector, and a map of vectors a layer (ViT, DINO, DINOv2, ...)."""
+
+    def __init__(self, model: Any, prepare: Preprocessing, name: str = "") -> None:
+        self.model, self.prepare, self.name = model.eval().requires_grad_(False), prepare, name
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, D): the class token after the last layer."""
+        return torch.cat([self._run(part).last_hidden_state[:, 0] for part in images.split(BATCH)])
+
+    @torch.no_grad()
+    def layers(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 3, H, W) -> for each layer (N, T, C): the vectors of the T image patches, special tokens left out."""
+        special = 1 + int(getattr(self.model.config, "num_register_tokens", 0) or 0)
+        parts = [
+            [state[:, special:] for state in self._run(part, output_hidden_states=True).hidden_states[1:]]
+            for part in images.split(BATCH)
+        ]
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+    def _run(self, images: torch.Tensor, **options: Any) -> Any:
+        return self.model(pixel_values=self.prepare(images.to(self.model.device, self.model.dtype)), **options)
+
+
+class ClipJudge:
+    """CLIP: images and texts in one space."""
+
+    def __init__(self, model: transformers.CLIPModel, tokenizer: Any, prepare: Preprocessing, name: str = "") -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer, self.prepare, self.name = tokenizer, prepare, name
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, D)."""
+        model = self.model
+        parts = []
+        for part in images.split(BATCH):
+            pixels = self.prepare(part.to(model.device, model.dtype))
+            parts.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """N texts -> (N, D)."""
+        model = self.model
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(model.device)
+        pooled = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return model.text_projection(pooled)
+
+
+class PerceptualDistance(Protocol):
+    """A distance between images, by what a network makes of them."""
+
+    def encode(self, images: torch.Tensor) -> Any:
+        """What ``table`` compares, for (N, 3, H, W)."""
+
+    def table(self, a: Any, b: Any) -> torch.Tensor:
+        """(N, M), float64: the distance of every image of a to every image of b."""
+
+    def rows(self, a: Any, indices: Sequence[int]) -> Any:
+        """What ``encode`` would give for some of the images."""
+
+
+class ViTDistance:
+    """LPIPS's formula (Zhang et al., 2018, eq. 1) over a ViT's layers, all weights one.
+
+    The sum over layers of the mean over positions of ||x^ - y^||^2, with x^, y^ the layer's vectors there, each divided
+    by its length. For unit vectors that is 2 - 2 x^ . y^, so a layer's table is one matrix product.
+    """
+
+    def __init__(self, judge: VisionJudge) -> None:
+        self.judge = judge
+
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Unit vectors of each layer, (N, T, C)."""
+        return [functional.normalize(layer.double(), dim=-1).cpu() for layer in self.judge.layers(images)]
+
+    def table(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+        """See `PerceptualDistance`."""
+        tables = [2 - 2 * (x.flatten(1) @ y.flatten(1).T) / x.shape[1] for x, y in zip(a, b, strict=True)]
+        return torch.stack(tables).sum(0).clamp_min(0)
+
+    def rows(self, a: list[torch.Tensor], indices: Sequence[int]) -> list[torch.Tensor]:
+        """See `PerceptualDistance`."""
+        return [layer[list(indices)] for layer in a]
+
+
+def need_torchvision() -> None:
+    """Nothing where the published LPIPS can be had.
+
+    Raises:
+        MissingResourceError: torchvision is not installed.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise MissingResourceError(
+            'LPIPS with AlexNet needs torchvision, which is not installed. Install it with `pip install "ether-peft[paper]"`, '
+            "or set `subject.judges.lpips: judge` in workflow/scales/ for LPIPS's formula over the scale's own judge."
+        )
+
+
+class AlexDistance:
+    """The published LPIPS with AlexNet, through torchmetrics.
+
+    Raises:
+        MissingResourceError: torchvision is not installed.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        need_torchvision()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.metric: Any = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True).to(device)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """The images themselves."""
+        return images.float()
+
+    @torch.no_grad()
+    def table(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """See `PerceptualDistance`."""
+        pairs = torch.cartesian_prod(torch.arange(len(a)), torch.arange(len(b)))
+        values = []
+        for part in pairs.split(BATCH):
+            self.metric.update(a[part[:, 0]].to(self.metric.device), b[part[:, 1]].to(self.metric.device))
+            values.append(torch.as_tensor(self.metric.compute()).reshape(-1).double().cpu())
+            self.metric.reset()
+        return torch.cat(values).view(len(a), len(b))
+
+    def rows(self, a: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """See `PerceptualDistance`."""
+        return a[list(indices)]
+
+
+@dataclass
+class Judges:
+    """The models of one scale that score images."""
+
+    dino: VisionJudge
+    clip: ClipJudge
+    lpips: PerceptualDistance
+    lpips_name: str = ""
+
+
+def load_judges(wanted: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
+    """Loads a scale's judges.
+
+    Args:
+        wanted: ``dino`` and ``clip``, each with ``path``, ``revision`` and ``weights`` (safetensors | bin) as a scale's
+            ``model`` has them, and ``subfolder`` where several models share a path; ``lpips``: judge | alex.
+        resources: mirror and foundation.
+        results: ``results/<scale>``.
+        device: where they run.
+
+    Raises:
+        MissingResourceError: a judge is not there, or ``alex`` without torchvision.
+        ConfigurationError: another perceptual distance; a checkpoint without patches or without a class token.
+    """
+    if wanted["lpips"] not in LPIPS_NETWORKS:
+        raise one_of("perceptual distance", wanted["lpips"], LPIPS_NETWORKS, "subject.judges.lpips")
+    loaded: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):  # a head the checkpoint lacks must not use up the run's random numbers
+        loaders: dict[str, Any] = {"dino": transformers.AutoModel, "clip": transformers.CLIPModel}
+        for role, loader in loaders.items():
+            source = hub.model_source(wanted[role], resources, results)
+            setting, subfolder = f"subject.judges.{role}.path", wanted[role].get("subfolder") or ""
+            place: dict[str, Any] = {"subfolder": subfolder, **source.pin}
+            with hub.explained(source, "model", setting):
+                loaded[role] = loader.from_pretrained(
+                    source.location,
+                    dtype=torch.float32,
+                    use_safetensors=wanted[role].get("weights", "safetensors") == "safetensors",
+                    **place,
+                ).to(device)
+                if role == "clip":
+                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **place)
+            config = loaded[role].config
+            side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
+            if not isinstance(side, int):
+                raise ConfigurationError(
+                    f"The model {source.name!r} does not say which image size it reads: `{setting}` takes a vision "
+                    "transformer with a class token (ViT, DINO, DINOv2) or, for clip, a CLIP model."
+                )
+            loaded[f"{role}_prepare"] = preprocessing(source, side, setting, subfolder)
+            loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
+    dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
+    clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])
+    distance: PerceptualDistance = AlexDistance(device) if wanted["lpips"] == "alex" else ViTDistance(dino)
+    return Judges(dino, clip, distance, LPIPS_NETWORKS[wanted["lpips"]])
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------
+
+
+def pair_similarity(a: torch.Tensor, b: torch.Tensor | None = None) -> float:
+    """Mean cosine similarity over all pairs of rows, float64; without b, over the pairs i != j of a with itself.
+
+    a: (N, D); b: (M, D). NaN where there is no pair.
+    """
+    if b is not None:
+        return float(pairwise_cosine_similarity(a.double(), b.double()).mean()) if len(a) and len(b) else math.nan
+    if len(a) < 2:
+        return math.nan
+    table = pairwise_cosine_similarity(a.double(), zero_diagonal=True)
+    return float(table.sum() / (len(a) * (len(a) - 1)))
+
+
+def _self_mean(table: torch.Tensor) -> float:
+    """Mean of a square table without its diagonal."""
+    count = len(table)
+    if count < 2:
+        return math.nan
+    return float((table.sum() - table.diagonal().sum()) / (count * (count - 1)))
+
+
+def same_prompt_mean(table: torch.Tensor, prompts: Sequence[int]) -> float:
+    """Mean of a table (N, N) over the pairs of images that share a prompt, first within a prompt, then over prompts.
+
+    NaN where no prompt has two images.
+    """
+    means = []
+    for prompt in sorted(set(prompts)):
+        own = [index for index, other in enumerate(prompts) if other == prompt]
+        if len(own) > 1:
+            means.append(_self_mean(table[own][:, own]))
+    return sum(means) / len(means) if means else math.nan
+
+
+@dataclass
+class Real:
+    """The real images of a subject, as the judges see them; computed once."""
+
+    dino: torch.Tensor
+    clip: torch.Tensor
+    lpips: Any
+
+    @classmethod
+    def of(cls, images: torch.Tensor, judges: Judges) -> Real:
+        """From (N, 3, H, W)."""
+        return cls(judges.dino.features(images).cpu(), judges.clip.features(images).cpu(), judges.lpips.encode(images))
+
+
+@dataclass
+class Generated:
+    """Generated images as the judges see them, each with the number of its prompt and the prompt's embedding."""
+
+    prompts: list[int]
+    dino: torch.Tensor
+    clip: torch.Tensor
+    text: torch.Tensor  # (N, D), a row an image
+    lpips: Any
+    real_table: torch.Tensor  # (real, N)
+    own_table: torch.Tensor  # (N, N)
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # per-image values of other readers, (N,)
+
+    @classmethod
+    def of(cls, images: torch.Tensor, prompts: Sequence[int], texts: Mapping[int, str], real: Real, judges: Judges) -> Generated:
+        """From (N, 3, H, W), the number of each image's prompt, and what CLIP-T compares a prompt's images with."""
+        numbers = sorted(set(prompts))
+        embedded = judges.clip.text_features([texts[number] for number in numbers]).cpu()
+        encoded = judges.lpips.encode(images)
+        own = torch.zeros(len(images), len(images), dtype=torch.float64)
+        for number in numbers:  # images of different prompts are never compared with each other
+            same = [index for index, prompt in enumerate(prompts) if prompt == number]
+            part = judges.lpips.rows(encoded, same)
+            own[torch.tensor(same).unsqueeze(1), torch.tensor(same)] = judges.lpips.table(part, part)
+        return cls(
+            list(prompts),
+            judges.dino.features(images).cpu(),
+            judges.clip.features(images).cpu(),
+            embedded[[numbers.index(prompt) for prompt in prompts]],
+            encoded,
+            judges.lpips.table(real.lpips, encoded),
+            own,
+        )
+
+
+def measure(generated: Generated, real: Real, among: Sequence[int] | None = None) -> dict[str, float]:
+    """dino, clip_i, clip_t, lpips_real, lpips_prompt (and the means of ``extra``) over the images of some prompts.
+
+    Args:
+        generated, real: images of one subject.
+        among: numbers of the prompts; all if None.
+    """
+    kept = [i for i, prompt in enumerate(generated.prompts) if among is None or prompt in among]
+    text = functional.cosine_similarity(generated.clip[kept].double(), generated.text[kept].double(), dim=-1)
+    values = {
+        "dino": pair_similarity(real.dino, generated.dino[kept]),
+        "clip_i": pair_similarity(real.clip, generated.clip[kept]),
+        "clip_t": float(text.mean()) if kept else math.nan,
+        "lpips_real": float(generated.real_table[:, kept].mean()) if kept else math.nan,
+        "lpips_prompt": same_prompt_mean(generated.own_table[kept][:, kept], [generated.prompts[i] for i in kept]),
+    }
+    return values | {name: float(one[kept].double().mean()) for name, one in generated.extra.items()}
+
+
+def measure_real(real: Real, judges: Judges) -> dict[str, float]:
+    """The row "real images": dino, clip_i and lpips_real over the pairs i != j of a subject's own photographs.
+
+    CLIP-T and the pairing within a prompt have no meaning for them and are left out.
+    """
+    return {
+        "dino": pair_similarity(real.dino),
+        "clip_i": pair_similarity(real.clip),
+        "lpips_real": _self_mean(judges.lpips.table(real.lpips, real.lpips)),
+    }

@@ -1,0 +1,228 @@
+"""A tiny, randomly initialised Stable Diffusion and its judges, laid out as a hub mirror: for trying the loading code.
+
+What it draws is noise. Its point is that everything else is real: the folder layout of a hub checkpoint, the classes of
+diffusers and transformers, tokenizers, schedulers and preprocessors, so that the paper's scale runs from end to end
+in minutes on a CPU, on real photographs::
+
+    python -m ether.worlds.tiny_pipeline MIRROR
+    make table2 --config scale=paper mirror=MIRROR device=cpu
+
+Same seed, same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTModel,
+)
+
+from ether.errors import ConfigurationError
+from ether.results import write_text
+
+PIPELINE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+CLIP = "openai/clip-vit-large-patch14"
+DINO = "facebook/dino-vits16"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' and diffusers' notices and progress bars for a while."""
+    import diffusers.utils.logging
+
+    libraries: tuple[Any, ...] = (transformers.logging, diffusers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+
+
+TEXT_LENGTH = 77  # as CLIP's
+_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer without learned merges: it spells every text out, byte by byte, so that none is unknown."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=TEXT_LENGTH)
+
+
+def _text_config(width: int) -> CLIPTextConfig:
+    words = tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH, projection_dim=width, bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id, pad_token_id=words.eos_token_id,
+    )  # fmt: skip
+
+
+def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
+    """A Stable Diffusion of some 0.2 million random weights that draws size x size images; size is a multiple of 16.
+
+    Args:
+        size: side of the images, in pixels.
+        seed: of the weights.
+        prediction: epsilon | v_prediction | sample, what the UNet is said to predict.
+
+    Raises:
+        ConfigurationError: a size that is not a multiple of 16.
+    """
+    if size < 16 or size % 16:
+        raise ConfigurationError(f"The tiny pipeline draws images whose side is a multiple of 16, not {size}.")
+    with quiet():  # at import diffusers has transformers warn about an image processor that is not used here
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet: Any = UNet2DConditionModel(
+            sample_size=size // 4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+        )  # fmt: skip
+        vae: Any = AutoencoderKL(
+            block_out_channels=(8, 8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=size,
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        )  # fmt: skip
+        text_encoder: Any = CLIPTextModel(_text_config(16))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction,
+    )  # fmt: skip
+    made: Any = StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer(), unet=unet.eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def write_pipeline(folder: Path, size: int = 32, seed: int = 0, prediction: str = "epsilon") -> None:
+    """`pipeline`, as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
+    made: Any = pipeline(size, seed, prediction)
+    _whole(folder, lambda place: made.save_pretrained(place, safe_serialization=True))
+
+
+def _processor(size: int, mean: list[float], std: list[float], resample: int) -> str:
+    return json.dumps(
+        {
+            "do_resize": True, "size": {"shortest_edge": size}, "resample": resample, "do_center_crop": True,
+            "crop_size": {"height": size, "width": size}, "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": mean, "image_std": std,
+        },
+        indent=2,
+    )  # fmt: skip
+
+
+def write_clip(folder: Path, size: int = 32, seed: int = 0) -> None:
+    """A tiny random CLIP with its tokenizer and preprocessor, as a folder that ``CLIPModel.from_pretrained`` loads."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision = CLIPVisionConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=size,
+            patch_size=8, projection_dim=16,
+        )  # fmt: skip
+        model = CLIPModel(CLIPConfig(text_config=_text_config(16), vision_config=vision, projection_dim=16))
+
+    def write(place: Path) -> None:
+        model.save_pretrained(place)
+        tokenizer().save_pretrained(place)
+        write_text(_processor(size, _MEAN, _STD, resample=3), place / "preprocessor_config.json")
+
+    _whole(folder, write)
+
+
+def write_dino(folder: Path, size: int = 32, seed: int = 0) -> None:
+    """A tiny random ViT with its preprocessor, as a folder that ``AutoModel.from_pretrained`` loads."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ViTModel(
+            ViTConfig(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=size, patch_size=8
+            )
+        )
+
+    def write(place: Path) -> None:
+        model.save_pretrained(place)
+        write_text(_processor(size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resample=3), place / "preprocessor_config.json")
+
+    _whole(folder, write)
+
+
+def _whole(folder: Path, write: Callable[[Path], object]) -> None:
+    """Fills a folder under a temporary name and renames it, so that half a model is never taken for one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary:
+        made = Path(temporary) / "model"
+        made.mkdir()
+        with quiet():
+            write(made)
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+
+
+def write_mirror(
+    mirror: Path, *, models: tuple[str, str, str] = (PIPELINE, CLIP, DINO), size: int = 32, seed: int = 0
+) -> list[Path]:
+    """The pipeline, CLIP and DINO under ``<mirror>/models/<hub id>``.
+
+    Args:
+        mirror: the mirror's folder, made where needed; other models in it stay.
+        models: hub ids of the pipeline, CLIP and DINO that are stood in for.
+        size: side of the images, in pixels: what is drawn, and what the judges read.
+        seed: of the weights.
+
+    Returns:
+        The three folders.
+    """
+    writers = (write_pipeline, write_clip, write_dino)
+    folders = [mirror / "models" / name for name in models]
+    for number, (folder, writer) in enumerate(zip(folders, writers, strict=True)):
+        writer(folder, size=size, seed=seed + number)
+    return folders
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ether.worlds.tiny_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("mirror", type=Path)
+    parser.add_argument("--pipeline", default=PIPELINE, help="hub id the pipeline stands in for")
+    parser.add_argument("--clip", default=CLIP, help="hub id the CLIP judge stands in for")
+    parser.add_argument("--dino", default=DINO, help="hub id the DINO judge stands in for")
+    parser.add_argument("--size", type=int, default=32, help="side of the images, in pixels, a multiple of 16")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for folder in write_mirror(
+        options.mirror, models=(options.pipeline, options.clip, options.dino), size=options.size, seed=options.seed
+    ):
+        print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()

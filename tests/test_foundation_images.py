@@ -1,0 +1,181 @@
+"""The text-to-image model and its judges: intact, loadable by the libraries' own classes, good at it, made anew alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from ether import foundation
+from ether.errors import MissingResourceError
+from ether.foundation import image_judges, text_to_image
+from ether.worlds import scenes
+
+
+@pytest.mark.parametrize("name", ["text-to-image", "image-judges"])
+def test_the_shipped_folders_pass_their_cards(name: str, tmp_path: Path) -> None:
+    folder = foundation.path(name)
+    card = json.loads((folder / "card.json").read_text())
+    present = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    assert set(card["sha256"]) == present - {"card.json"}
+    assert {"command", "seed", "steps", "hardware", "versions", "minutes", "scores", "licence"} <= set(card)
+    assert not [file for file in present if file.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 20e6
+    harmed = Path(shutil.copytree(folder, tmp_path / "model"))
+    next(harmed.rglob("*.safetensors")).unlink()
+    with pytest.raises(MissingResourceError, match="foundation=rebuild"):
+        foundation.verify(harmed)
+
+
+def test_every_word_of_the_captions_is_one_token() -> None:
+    words = text_to_image.tokenizer()
+    assert all(len(words(word, add_special_tokens=False)["input_ids"]) == 1 for word in scenes.vocabulary())
+    assert len(words("zebra", add_special_tokens=False)["input_ids"]) == 5
+    _, captions, _ = scenes.corpus(11, 500)
+    lengths = [len(words(text)["input_ids"]) for text in captions]
+    assert max(lengths) <= words.model_max_length == text_to_image.LENGTH
+    encoded = words("A red circle", padding="max_length")["input_ids"]
+    assert words.decode(encoded, skip_special_tokens=True).strip() == "a red circle"
+
+
+def test_standardising_the_latents_changes_no_picture() -> None:
+    torch.manual_seed(0)
+    code = text_to_image.autoencoder().eval()
+    pictures, _, _ = scenes.corpus(12, 40)
+    latents = text_to_image.encode(code, pictures)
+    with torch.no_grad():
+        before = code.decode(latents).sample
+        new = text_to_image.standardise(code, latents)
+        after = code.decode(new).sample
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(text_to_image.encode(code, pictures), new, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(new.std((0, 2, 3)), torch.ones(text_to_image.CHANNELS), atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> text_to_image.StableDiffusionPipeline:
+    return text_to_image.load(foundation.path("text-to-image"))
+
+
+def test_the_shipped_pipeline_is_a_stable_diffusion_in_float32(pipeline: text_to_image.StableDiffusionPipeline) -> None:
+    assert {p.dtype for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in m.parameters()} == {torch.float32}
+    linear = {name: m for name, m in pipeline.unet.named_modules() if isinstance(m, torch.nn.Linear)}
+    for which in ("attn1", "attn2"):
+        for end in ("to_q", "to_k", "to_v", "to_out.0"):
+            chosen = [m for name, m in linear.items() if name.endswith(f"{which}.{end}")]
+            assert chosen and all(side % 4 == 0 for m in chosen for side in m.weight.shape)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.vae.config.scaling_factor == 1.0
+
+
+def test_the_shipped_pipeline_draws_what_it_is_told(pipeline: text_to_image.StableDiffusionPipeline) -> None:
+    wanted = scenes.held_out_scenes(99, 20)
+    prompts = [scenes.describe(scene) for scene in wanted]
+    pictures = text_to_image.draw(pipeline, prompts, seed=5, steps=12)
+    assert pictures.shape == (20, 32, 32, 3) and pictures.dtype == np.uint8
+    again = text_to_image.draw(pipeline, prompts[:3], seed=5, steps=12)
+    assert np.abs(again.astype(int) - pictures[:3]).max() <= 1  # own noise for each, whatever is drawn beside it
+    reader = image_judges.load_reader(foundation.path("image-judges") / "reader")
+    found = image_judges.agreement(reader, pictures, wanted)
+    assert found["background"] >= 0.8 and found["colour"] >= 0.6
+    for picture, scene in zip(pictures, wanted, strict=True):  # without the reader, where the corners are one colour
+        if scene.background == "black":
+            assert np.median(picture[[0, 0, -1, -1], [0, -1, 0, -1]]) < 70
+
+
+def test_the_judges_are_as_good_as_their_card_says() -> None:
+    folder = foundation.path("image-judges")
+    card = json.loads((folder / "card.json").read_text())["scores"]
+    reader = image_judges.load_reader(folder / "reader")
+    shown = scenes.held_out_scenes(4711, 200)
+    found = image_judges.agreement(reader, scenes.draw_many(shown), shown)
+    for head in image_judges.HEADS:
+        assert found[head] > 0.93
+        assert abs(found[head] - card[f"reader, held-out combinations, {head}"]) < 0.05
+    model, words = image_judges.load_clip(folder / "clip")
+    ranked = image_judges.retrieval(model, words, seed=4711)
+    assert all(value > 0.6 for value in ranked.values())  # chance is 0.01
+    dino = image_judges.load_dino(folder / "dino")
+    alike = image_judges.discrimination(dino, [subject.look for subject in scenes.SUBJECTS], seed=4711, count=6)
+    assert alike["AUC"] > 0.93 and alike["same subject"] > alike["different subjects"] + 0.3
+
+
+def test_features_have_length_one_and_processors_prepare_pictures_alike() -> None:
+    folder = foundation.path("image-judges")
+    pictures = scenes.draw_many(scenes.held_out_scenes(1, 4))
+    model, words = image_judges.load_clip(folder / "clip")
+    for features in (
+        image_judges.image_features(model, pictures),
+        image_judges.text_features(model, words, ["a photo of a red star", "a toy"]),
+        image_judges.subject_features(image_judges.load_dino(folder / "dino"), pictures),
+    ):
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
+    for judge in ("clip", "dino", "reader"):
+        processor = AutoImageProcessor.from_pretrained(folder / judge)
+        prepared = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(prepared, image_judges.to_input(pictures), atol=1e-6, rtol=0)
+
+
+def test_discrimination_is_perfect_for_an_oracle_and_chance_for_noise() -> None:
+    class Oracle(torch.nn.Module):
+        """Features that depend on the picture's index only: `right` of the looks, or at random."""
+
+        def __init__(self, features: torch.Tensor) -> None:
+            super().__init__()
+            self.features = features
+
+        def forward(self, pixel_values: torch.Tensor) -> object:
+            return type("Output", (), {"last_hidden_state": self.features[: len(pixel_values), None]})()
+
+    looks = image_judges.made_up(4, 0)
+    perfect = Oracle(torch.eye(8)[:4].repeat_interleave(5, dim=0))
+    noise = Oracle(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)))
+    assert image_judges.discrimination(perfect, looks, count=5)["AUC"] == 1.0  # type: ignore[arg-type]
+    assert 0.35 < image_judges.discrimination(noise, looks, count=5)["AUC"] < 0.65  # type: ignore[arg-type]
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    card = json.loads((foundation.verify(folder) / "card.json").read_text())
+    return {name: digest for name, digest in card["sha256"].items() if name.endswith((".safetensors", "tokenizer.json"))}
+
+
+def test_pretraining_is_deterministic_also_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_to_image, "scores", lambda *_, **__: {})
+    monkeypatch.setattr(text_to_image, "reconstruction", lambda *_, **__: 0.0)
+    threads = torch.get_num_threads()
+    try:
+        foundation.pretrain("text-to-image", tmp_path / "whole", steps=3)
+        step, calls = text_to_image.Trainer.train, 0
+
+        def failing(self: text_to_image.Trainer, *batch: torch.Tensor) -> float:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise KeyboardInterrupt
+            return step(self, *batch)
+
+        monkeypatch.setattr(text_to_image.Trainer, "train", failing)
+        with pytest.raises(KeyboardInterrupt):
+            foundation.pretrain("text-to-image", tmp_path / "parts", steps=3, work=tmp_path / "work", every=0)
+        foundation.pretrain("text-to-image", tmp_path / "parts", steps=3, work=tmp_path / "work", every=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == 4
+    assert _weights(tmp_path / "whole") == _weights(tmp_path / "parts")
+
+
+def test_training_the_judges_is_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_judges, "validate", lambda *_, **__: {})
+    threads = torch.get_num_threads()
+    try:
+        for name in "ab":
+            foundation.pretrain("image-judges", tmp_path / name, steps=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(_weights(tmp_path / "a")) == 4 and _weights(tmp_path / "a") == _weights(tmp_path / "b")
