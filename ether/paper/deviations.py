@@ -286,7 +286,7 @@ def warm_up() -> Point:
     sections = config.load("paper").settings["hyperparameters"]
     rows = []
     for method in config.methods().values():
-        if "instruct" not in method["training"]:
+        if method["label"] not in published.load()["table8"].methods:
             continue
         batch = exact.instruction_settings(method, sections)["batch_size"]
         steps = SAMPLES // batch
