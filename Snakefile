@@ -26,7 +26,7 @@ EXHIBITS = {
     "table1": [],
     "table2": ["subject"],
     "table4": ["glue"],
-    "table5": ["instruct", "instruct_rates"],
+    "table5": ["instruct"],
     "table6": ["subject"],
     "table7": [],
     "table8": [],

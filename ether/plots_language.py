@@ -15,15 +15,15 @@ from ether.plots import new_figure, style
 SCORES = {"score": "mean of the benchmarks", "mmlu": "MMLU", "arc": "ARC", "tru1": "Tru-1", "tru2": "Tru-2"}
 
 
-def rate_scores(scale: Scale) -> pd.DataFrame:
-    """Scores of the learning-rate grid of instruction tuning.
+def rate_scores(scale: Scale, or_published: bool = False) -> pd.DataFrame:
+    """Scores of the learning-rate grid of instruction tuning (`or_published`: see `ether.tables.read`).
 
     Columns: `method`, `rate` (NaN for the base model), `seed`, `metric` (a key of SCORES), `value` in percent (NaN for a
     run that diverged), `status`, `split`, `chosen`: whether the method's file names this rate for this scale.
     """
     from ether import config
 
-    runs, metrics = tables.read(scale, "instruct_rates")
+    runs, metrics = tables.read(scale, "instruct_rates", or_published)
     split = scale.experiment("instruct_rates")["evaluation"]["split"]
     own = metrics[metrics["split"] == split]
     named = {
@@ -108,6 +108,6 @@ def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         panel.set_xlabel("learning rate")
     axes["score"].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     figure.suptitle(
-        f"Instruction tuning, score against learning rate (scale {scale.name}, tuning splits, seeds {seeds})", fontsize=11
+        f"Instruction tuning, score against learning rate (scale {scale.name}, tuning splits, seed {seeds})", fontsize=11
     )
     return figure, data

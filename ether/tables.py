@@ -41,8 +41,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(array.mean()), float(low), float(high)
 
 
-def read(scale: Scale, experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Collected runs and metrics of an experiment.
+def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Collected runs and metrics of an experiment; if asked, those committed for reading where it has not been run here.
 
     Raises:
         MissingResourceError: the experiment has not been run at this scale.
@@ -50,6 +50,9 @@ def read(scale: Scale, experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     frames = []
     for suffix in (".runs.parquet", ".parquet"):
         file = scale.results / "metrics" / f"{experiment}{suffix}"
+        committed = config.ROOT / "results" / "published" / scale.name / "metrics" / file.name
+        if or_published and not file.is_file() and committed.is_file():
+            file = committed
         if not file.is_file():
             raise MissingResourceError(
                 f"{file} is missing: run `snakemake --cores 1 {experiment} --config scale={scale.name}` or a table that "
