@@ -143,7 +143,7 @@ def judge(table: str, scores: pd.DataFrame, interval: Interval) -> pd.DataFrame:
             for column in c.columns:
                 found.append(_compare(c, column, table, values, interval))
         verdict = _together([v for v, _ in found])
-        deciding = [text for v, text in found if v == verdict]
+        deciding = list(dict.fromkeys(text for v, text in found if v == verdict))
         shown = deciding if verdict != "holds" else deciding[:1] + ([f"and {len(deciding) - 1} more"] if deciding[1:] else [])
         shown = shown[:6] + ([f"and {len(shown) - 6} more"] if len(shown) > 6 else [])
         holding = sum(v == "holds" for v, _ in found)
