@@ -163,7 +163,13 @@ def test_smoke_scale_for_real(tmp_path):
     )
     scores = table[table["column"] != "#params"]
     assert scores["ours"].notna().all() and (scores["seeds"] == 2).all() and not scores["comparable"].any()
-    steps = {"glue": {4}, "instruct": {0, 4}, "instruct_rates": {0, 2}, "subject": {2}, "perturbation": {0}}
+    steps = {
+        "glue": {4},
+        "instruct": {0, 4},
+        "instruct_rates": {0, 2},
+        "subject": {2},
+        "perturbation": {1, 2},
+    }  # distances, there
     for experiment in config.EXPERIMENTS:
         runs = pd.read_parquet(folder / f"results/smoke/metrics/{experiment}.runs.parquet")
         assert len(runs) == len(config.runs(config.load("smoke"), experiment))

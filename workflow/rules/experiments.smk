@@ -15,6 +15,19 @@ MODULES = [
     "ether/run.py",
 ]
 
+IMAGES = ["ether/measures/images.py", "ether/measures/geometry.py", "ether/experiments/subject.py"]
+OWN_MODULES = {
+    "instruct": ["ether/measures/language.py", "ether/measures/language_tasks.py"],
+    "subject": IMAGES,
+    "perturbation": IMAGES,
+}
+
+
+def experiment_modules(experiment):
+    """The code behind one experiment's numbers, beyond what is behind all."""
+    module = ether_config.EXPERIMENTS[experiment]
+    return sorted({f"ether/experiments/{module}.py", *OWN_MODULES.get(module, [])})
+
 
 def in_shell(value, keep=()):
     """JSON for a shell command, quoted, its braces kept from Snakemake's formatting; those in `keep` alone are formatted.
@@ -45,7 +58,7 @@ rule check:
 rule experiment:
     input:
         modules=MODULES,
-        module=lambda wildcards: f"ether/experiments/{ether_config.EXPERIMENTS[wildcards.experiment]}.py",
+        own=lambda wildcards: experiment_modules(wildcards.experiment),
         # how the numbers are shown does not change them
         notebook=lambda wildcards: ancient(f"notebooks/{ether_config.EXPERIMENTS[wildcards.experiment]}.ipynb"),
         world=lambda wildcards: world_files(wildcards.experiment),
