@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -67,7 +68,7 @@ def by_hand(model: Bigram, tokenizer: Any, context: str, answer: str) -> float:
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
     told = torch.log_softmax(model.table.detach(), dim=-1)
     path = [before[-1], *after]
-    return float(sum(told[a, b] for a, b in zip(path, path[1:], strict=False)))
+    return float(sum(told[a, b] for a, b in itertools.pairwise(path)))
 
 
 def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tuple[Bigram, Any]) -> None:
@@ -312,7 +313,7 @@ def test_statements_are_judged_by_intervals() -> None:
     assert judged.loc["ETHER outperforms the baselines of comparable size, VeRA r=64 and LoRA r=1.", "paper"] == (
         "1 of 8 comparisons fail"
     )
-    wide = _scores({m: 40.0 for m in order})
+    wide = _scores(dict.fromkeys(order, 40.0))
     wide.loc[wide["method"] == "ETHER+ n=32", "value"] += np.tile([-5.0, 0.5, 5.0], 4)
     again = statements.judge("table5", wide, tables.interval).set_index("statement")["verdict"]
     assert again["ETHER+ surpasses all other methods on all benchmarks."] == "inconclusive"
