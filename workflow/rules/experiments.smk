@@ -25,8 +25,8 @@ OWN_MODULES = {
 
 def experiment_modules(experiment):
     """The code behind one experiment's numbers, beyond what is behind all."""
-    module = ether_config.EXPERIMENTS[experiment]
-    return sorted({f"ether/experiments/{module}.py", *OWN_MODULES.get(module, [])})
+    runs_in = ether_config.EXPERIMENTS[experiment]
+    return sorted({f"ether/experiments/{runs_in}.py", *OWN_MODULES.get(runs_in, [])})
 
 
 def in_shell(value, keep=()):
