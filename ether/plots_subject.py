@@ -258,7 +258,8 @@ def factors(scale: Scale) -> pd.DataFrame:
     data = runs.assign(rate=_hyper(runs, "learning_rate"))[["run_id", "method", "rate", "task", "seed", "status"]].copy()
     data["factor"] = data.groupby(["method", "task", "seed"])["rate"].rank(method="first").astype(int).map(lambda r: known[r - 1])
     for metric in ("dino", "clip_t", "background"):
-        data[metric] = data["run_id"].map(_last(metrics, "last", metric))
+        found = data["run_id"].map(_last(metrics, "last", metric).to_dict())  # a run that drew nothing has none
+        data[metric] = found.to_numpy(dtype=float, na_value=np.nan)
     return data
 
 

@@ -134,3 +134,21 @@ def test_real_images_are_a_row_and_both_checkpoints_are_columns(scale: config.Sc
     assert cell.loc[("ETHER+", "#params"), "ours"] == 398_592 and cell.loc[("OFT n=4", "#params"), "ours"] == 11_602_368
     assert "background drawn" not in set(table["column"])  # no reader measured it
     assert isinstance(pd.DataFrame(table), pd.DataFrame) and "| #params |" in tables.to_markdown(table, "Table 2")
+
+
+def test_a_run_that_drew_nothing_is_a_grey_cell_in_figure8(scale: config.Scale) -> None:
+    known = scale.experiment("subject_factors")["rate_factors"]
+    leave(
+        scale,
+        "subject_factors",
+        {
+            ("LoRA r=4", 0.01 * factor, "slim_vase", 0): (
+                {("train", "loss"): 1.0} if factor == 100 else {("last", "dino"): 0.5, ("last", "background"): 1.0}
+            )
+            for factor in known
+        },
+    )
+    figure, data = plots.figures()["figure8"](scale)
+    assert list(data["factor"]) == known and data["dino"].isna().tolist() == [False, False, False, True]
+    said = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert "no picture" in said
