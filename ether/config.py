@@ -294,9 +294,8 @@ def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[st
     """The methods with hyperparameters for an experiment at a scale: a `default`, or a section that the scale names."""
     sections = {"default", *settings["hyperparameters"]}
     trained_as = settings[experiment].get("like", experiment)
-    swept = {"learning_rates", "rate_factors"} & set(
-        settings[experiment]
-    )  # variants of a method that only some table shows are not swept
+    # Variants of a method that only some table shows are not swept.
+    swept = {"learning_rates", "rate_factors"} & set(settings[experiment])
     return {
         key: method
         for key, method in methods().items()

@@ -301,7 +301,7 @@ def figure8(scale: Scale) -> tuple[Figure, pd.DataFrame]:
             color=style(method)[0],
         )  # fmt: skip
     for place, factor in enumerate(columns):
-        name = "tuned rate" if factor == 1 else f"× {factor:g}" if factor > 1 else f"/ {1 / factor:g}"
+        name = "own rate" if factor == 1 else f"× {factor:g}" if factor > 1 else f"/ {1 / factor:g}"
         grid[0][2 * place].set_title(name, fontsize=11, loc="left")
     prompts_said = " · ".join(f"“{prompt}”" for prompt in asked)
     figure.supxlabel(
