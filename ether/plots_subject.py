@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ether import tables
+from ether import config, tables
 from ether.config import Scale
 from ether.plots import new_figure, style
 from ether.tables import interval
@@ -157,6 +157,20 @@ def distances(scale: Scale) -> pd.DataFrame:
         for metric in wanted:
             frames.append(about.join(_last(metrics, split, metric).rename("value"), on="run_id").assign(metric=metric))
     return pd.concat(frames, ignore_index=True).drop(columns="run_id").dropna(subset="value")
+
+
+def rate_scores(scale: Scale, or_published: bool = False) -> pd.DataFrame:
+    """Scores of the learning-rate grid on the half of the prompts that is never reported, for `plots_language.rate_choice`.
+
+    Columns: `method`, `rate`, `task`, `seed`, `metric` (``score``: the mean of what the scale selects by), `value` (NaN for
+    a run that drew nothing), `chosen`: whether the method's file names this rate for this scale. `or_published`: see
+    `ether.tables.read`.
+    """
+    runs, metrics = tables.read(scale, "subject_rates", or_published)
+    named = {run.label: run.hyperparameters["learning_rate"] for run in config.runs(scale, "subject")}
+    data = runs.assign(rate=_hyper(runs, "learning_rate"))[["run_id", "method", "rate", "task", "seed"]]
+    data = data.join(_last(metrics, "selection", "score").rename("value"), on="run_id").assign(metric="score")
+    return data.assign(chosen=data["rate"] == data["method"].map(named)).drop(columns="run_id")
 
 
 def figure4(scale: Scale) -> tuple[Figure, pd.DataFrame]:

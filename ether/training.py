@@ -71,18 +71,6 @@ def steps_in_all(hyper: Mapping[str, Any], examples: int) -> int:
     return int(hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"]))
 
 
-class quiet:
-    """Silences transformers' notice that a fresh head is fresh, and its loading bar."""
-
-    def __enter__(self) -> None:
-        self.level = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        transformers.logging.set_verbosity(self.level)
-
-
 class DivergenceStop(transformers.TrainerCallback):
     """Stops a run whose loss is no longer finite: learning-rate sweeps are about divergence, so it is a result."""
 

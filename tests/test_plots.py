@@ -56,14 +56,35 @@ def test_the_rate_a_file_names_stands_beside_the_grids_best(scale: config.Scale)
     assert any(line.get_label() == "Base model" for line in figure.axes[0].get_lines())
 
 
-def test_the_committed_grid_is_read_where_none_was_run(scale: config.Scale) -> None:
-    committed = config.ROOT / "results/published/small/metrics/instruct_rates.parquet"
+@pytest.mark.parametrize("room", ["instruct", "subject"])
+def test_the_committed_grid_is_read_where_none_was_run(scale: config.Scale, room: str) -> None:
+    committed = config.ROOT / f"results/published/small/metrics/{room}_rates.parquet"
     if not committed.is_file():
         pytest.skip("no grid is committed in this copy")
-    data = plots_language.rate_scores(scale, or_published=True)
-    assert set(data["metric"]) >= {"score", "mmlu"} and (data["split"] == "tuning").all()
+    read = {"instruct": plots_language.rate_scores, "subject": plots_subject.rate_scores}[room]
+    data = read(scale, or_published=True)
+    assert set(data["metric"]) >= ({"score", "mmlu"} if room == "instruct" else {"score"})
+    if room == "instruct":
+        assert (data["split"] == "tuning").all()
     choice = plots_language.rate_choice(data)
+    assert len(choice) >= 5
     assert (choice["best rate of the grid"] == choice["rate in the method's file"]).all()
+
+
+def test_rates_for_subjects_are_chosen_on_prompts_and_a_subject_that_are_not_reported(scale: config.Scale) -> None:
+    reported = {run.task for run in config.runs(scale, "subject")}
+    assert reported.isdisjoint(run.task for run in config.runs(scale, "subject_rates"))
+    named = {r.label: r.hyperparameters["learning_rate"] for r in config.runs(scale, "subject")}["ETHER+"]
+    leave(
+        scale,
+        "subject_rates",
+        {
+            ("ETHER+", named, "mouse_toy", 0): {("selection", "score"): 0.4, ("report", "score"): 0.1},
+            ("ETHER+", 0.5, "mouse_toy", 0): {("selection", "score"): 0.3, ("report", "score"): 0.9},
+        },
+    )
+    choice = plots_language.rate_choice(plots_subject.rate_scores(scale)).set_index("method").loc["ETHER+"]
+    assert choice["best rate of the grid"] == choice["rate in the method's file"] == named and choice["its score"] == 0.4
 
 
 @pytest.mark.parametrize(("ether_plus", "verdict"), [(0.02, "holds"), (0.001, "does not hold")])

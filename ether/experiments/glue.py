@@ -25,12 +25,12 @@ from ether import hub
 from ether.config import RunSpec
 from ether.errors import ConfigurationError
 from ether.experiments import Fitted, Loaded
+from ether.silence import quiet
 from ether.training import (
     DivergenceStop,
     RankAllocation,
     Trainer,
     latest_checkpoint,
-    quiet,
     steps_in_all,
     training_arguments,
 )

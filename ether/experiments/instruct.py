@@ -27,7 +27,8 @@ from ether.config import RunSpec
 from ether.errors import ConfigurationError, one_of
 from ether.experiments import Fitted, Loaded
 from ether.measures import language, language_tasks
-from ether.training import DivergenceStop, RankAllocation, Trainer, latest_checkpoint, quiet, steps_in_all, training_arguments
+from ether.silence import quiet
+from ether.training import DivergenceStop, RankAllocation, Trainer, latest_checkpoint, steps_in_all, training_arguments
 
 COLUMNS = ("instruction", "input", "output")
 # Alpaca's two prompts (Taori et al. 2023), word for word: they are part of the data's format.

@@ -53,7 +53,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ from ether.experiments import Fitted, Loaded
 from ether.layer_sets import layer_set
 from ether.measures import geometry, images
 from ether.results import atomic, digest, file_digest, write_text
+from ether.silence import quiet
 from ether.training import DivergenceStop, RankAllocation, Trainer, latest_checkpoint
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -231,23 +232,6 @@ def generator(*what: object) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the notices and progress bars of transformers and diffusers while models are loaded."""
-    import diffusers.utils.logging
-
-    libraries: tuple[Any, ...] = (transformers.logging, diffusers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
-
-
 class Studio:
     """A Stable Diffusion pipeline with fixed prompts, noise and sampler: the same request for every model in it."""
 
@@ -331,7 +315,7 @@ def load_pipeline(source: hub.Source, sampling: Mapping[str, Any], device: str, 
         MissingResourceError: it cannot be loaded.
         ConfigurationError: unknown sampler.
     """
-    with quiet():
+    with quiet("diffusers"):
         import diffusers
 
         with hub.explained(source, "model", "subject.model.path"):
@@ -823,7 +807,7 @@ def class_pictures(studio: Studio, text: str, count: int, fingerprint: str, fold
 @functools.lru_cache(maxsize=2)
 def _judges(wanted: str, results: Path, device: str) -> images.Judges:
     judges, resources = json.loads(wanted)
-    with quiet():
+    with quiet("diffusers"):
         return images.load_judges(judges, resources, results, device)
 
 
@@ -837,7 +821,7 @@ def _reader(wanted: str, results: Path, device: str) -> Any:
     from ether.worlds.scenes import SIZE
 
     source = hub.model_source(reader, resources, results)
-    with quiet(), hub.explained(source, "model", "subject.judges.reader.path"):
+    with quiet("diffusers"), hub.explained(source, "model", "subject.judges.reader.path"):
         model = image_judges.load_reader(Path(source.location) / (reader.get("subfolder") or ""))
 
     def read(pictures: torch.Tensor) -> list[dict[str, str]]:
@@ -854,7 +838,7 @@ def _adaptable(source: hub.Source, how: str, layers: str) -> None:
     """Applies the method to the UNet's architecture on the meta device: shapes are checked, nothing is loaded."""
     from ether import methods
 
-    with quiet():
+    with quiet("diffusers"):
         from diffusers import UNet2DConditionModel
 
         with hub.explained(source, "model", "subject.model.path"):

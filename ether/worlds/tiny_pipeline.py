@@ -13,16 +13,14 @@ Same seed, same bytes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
@@ -37,27 +35,11 @@ from transformers import (
 
 from ether.errors import ConfigurationError
 from ether.results import write_text
+from ether.silence import quiet
 
 PIPELINE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vits16"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences transformers' and diffusers' notices and progress bars for a while."""
-    import diffusers.utils.logging
-
-    libraries: tuple[Any, ...] = (transformers.logging, diffusers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
 
 
 TEXT_LENGTH = 77  # as CLIP's
@@ -93,7 +75,7 @@ def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
     """
     if size < 16 or size % 16:
         raise ConfigurationError(f"The tiny pipeline draws images whose side is a multiple of 16, not {size}.")
-    with quiet():  # at import diffusers has transformers warn about an image processor that is not used here
+    with quiet("diffusers"):  # at import diffusers has transformers warn about an image processor that is not used here
         from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
@@ -178,7 +160,7 @@ def _whole(folder: Path, write: Callable[[Path], object]) -> None:
     with tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
         made.mkdir()
-        with quiet():
+        with quiet("diffusers"):
             write(made)
         if folder.exists():
             shutil.rmtree(folder)
