@@ -83,7 +83,7 @@ def test_the_shipped_pipeline_draws_what_it_is_told(pipeline: text_to_image.Stab
     assert np.abs(again.astype(int) - pictures[:3]).max() <= 1  # own noise for each, whatever is drawn beside it
     reader = image_judges.load_reader(foundation.path("image-judges") / "reader")
     found = image_judges.agreement(reader, pictures, wanted)
-    assert found["background"] >= 0.8 and found["colour"] >= 0.6
+    assert min(found[head] for head in ("background", "colour", "shape", "texture")) >= 0.8  # of 20; their card says 0.94
     for picture, scene in zip(pictures, wanted, strict=True):  # without the reader, where the corners are one colour
         if scene.background == "black":
             assert np.median(picture[[0, 0, -1, -1], [0, -1, 0, -1]]) < 70
