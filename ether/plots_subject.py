@@ -109,7 +109,8 @@ def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     data = perturbations(scale)
     first = data[data["seed"] == data["seed"].min()]
     methods = list(first["method"].unique())
-    distances = sorted(first["distance"].unique())
+    column = first["distance"].round(2)  # one for 1.41 and the square root of 2
+    distances = sorted(column.unique())
     figure = new_figure(1.05 * len(distances) + 1.6, 1.12 * len(methods) + 3.1)
     parts: Any = figure.subfigures(2, 1, height_ratios=[len(methods), 2.2])
     pictures, curve = parts
@@ -117,7 +118,7 @@ def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     for row, method in zip(grid, methods, strict=True):
         own = first[first["method"] == method]
         for axes, distance in zip(row, distances, strict=True):
-            here = own[own["distance"] == distance]
+            here = own[column[own.index] == distance]
             if here.empty:  # a distance that the method cannot have
                 axes.axis("off")
             else:
@@ -125,7 +126,7 @@ def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
                 folder, files = _samples(scale, "perturbation", run, f"distance-{step:02d}")
                 _show(axes, folder / files[0]["file"] if files else None)
             if method == methods[0]:
-                axes.set_title(f"{distance:.3g}", fontsize=10)
+                axes.set_title(f"{distance:g}", fontsize=10)
         row[0].annotate(
             method, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=10, color=style(method)[0]
         )
@@ -224,7 +225,8 @@ def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         axes.set_xticks(range(len(methods)), [m.replace(" (", "\n(") for m in methods], rotation=35, ha="right", fontsize=9)
         axes.set_title(title, fontsize=11)
     panels[0].set_ylabel("relative change of\nhyperspherical energy")
-    panels[0].text(len(methods) - 0.5, UNCHANGED * 1.3, "unchanged below", ha="right", va="bottom", fontsize=8, color="#777")
+    edge = panels[1].get_yaxis_transform()  # beside the panel: over the bars it could not be read
+    panels[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color="#777")
     return figure, data
 
 
