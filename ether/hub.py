@@ -39,6 +39,11 @@ class Source:
         """``revision=…`` for a hub id, nothing for a folder."""
         return {"revision": self.revision} if self.folder is None and self.revision else {}
 
+    def safetensors(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether to load safetensors: as a scale's model says by its ``weights``, and from a folder that holds them."""
+        inner = self.folder / (wanted.get("subfolder") or "") if self.folder else None
+        return wanted.get("weights", "safetensors") == "safetensors" or bool(inner and any(inner.glob("*.safetensors")))
+
 
 @contextlib.contextmanager
 def explained(source: Source, kind: str, setting: str) -> Iterator[None]:

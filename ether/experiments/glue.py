@@ -129,7 +129,7 @@ class Glue:
                 num_labels=task.labels,
                 problem_type="regression" if task.labels == 1 else "single_label_classification",
                 dtype=getattr(torch, dtype),  # transformers 5 would take a half-precision checkpoint's own
-                use_safetensors=wanted.get("weights", "safetensors") == "safetensors",
+                use_safetensors=source.safetensors(wanted),
                 **source.pin,
             )
         return Loaded(

@@ -94,7 +94,7 @@ class Instruct:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=getattr(torch, dtype),
-                use_safetensors=wanted.get("weights", "safetensors") == "safetensors",
+                use_safetensors=source.safetensors(wanted),
                 **source.pin,
             )
         model.config.use_cache = False  # of no use in training and in scoring

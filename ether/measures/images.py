@@ -311,7 +311,7 @@ def load_judges(wanted: Mapping[str, Any], resources: Mapping[str, Any], results
                 loaded[role] = loader.from_pretrained(
                     source.location,
                     dtype=torch.float32,
-                    use_safetensors=wanted[role].get("weights", "safetensors") == "safetensors",
+                    use_safetensors=source.safetensors(wanted[role]),
                     **place,
                 ).to(device)
                 if role == "clip":
