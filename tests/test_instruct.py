@@ -329,13 +329,3 @@ def test_rows_that_were_not_run_are_not_judged() -> None:
 def test_settings_survive_as_json() -> None:
     spec = config.runs(config.load("small"), "instruct")[0]
     assert json.loads(json.dumps(spec.config)) == spec.config and math.isfinite(spec.hyperparameters["learning_rate"])
-
-
-def test_a_folder_of_safetensors_serves_where_the_hub_has_another_format(tmp_path: Path) -> None:
-    wanted = {"path": "facebook/dino-vits16", "weights": "bin", "subfolder": "inner"}
-    source = hub.Source("facebook/dino-vits16", tmp_path)
-    assert not source.safetensors(wanted) and not hub.Source("facebook/dino-vits16", revision="abc").safetensors(wanted)
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "model.safetensors").touch()
-    assert source.safetensors(wanted)
-    assert not source.safetensors(wanted | {"subfolder": ""}) and source.safetensors({"path": "x"})

@@ -181,6 +181,18 @@ def _mirror(folder: Path, source: Path) -> Path:
     return folder
 
 
+def test_a_folder_of_safetensors_serves_where_the_hub_has_another_format(tmp_path):
+    from ether import hub
+
+    wanted = {"path": "facebook/dino-vits16", "weights": "bin", "subfolder": "inner"}
+    source = hub.Source("facebook/dino-vits16", tmp_path)
+    assert not source.safetensors(wanted) and not hub.Source("facebook/dino-vits16", revision="abc").safetensors(wanted)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "model.safetensors").touch()
+    assert source.safetensors(wanted)
+    assert not source.safetensors(wanted | {"subfolder": ""}) and source.safetensors({"path": "x"})
+
+
 def test_a_mirror_stands_in_for_the_hub(workplace, tmp_path):
     from ether import check
 

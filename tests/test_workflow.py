@@ -168,8 +168,8 @@ def test_smoke_scale_for_real(tmp_path):
         "instruct": {0, 4},
         "instruct_rates": {0, 2},
         "subject": {2},
-        "perturbation": {1, 2},
-    }  # distances, there
+        "perturbation": {1, 2},  # distances
+    }
     for experiment in config.EXPERIMENTS:
         runs = pd.read_parquet(folder / f"results/smoke/metrics/{experiment}.runs.parquet")
         assert len(runs) == len(config.runs(config.load("smoke"), experiment))
