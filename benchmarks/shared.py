@@ -18,7 +18,7 @@ import torch
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, VeraConfig
 from torch import nn
 
-import ether.boft  # noqa: F401 - all of BOFT's butterfly factors, also where its CUDA extension is not compiled
+import ether.methods.boft  # noqa: F401 - all of BOFT's butterfly factors, also where its CUDA extension is not compiled
 from ether import EtherConfig
 from ether.errors import HardwareError, one_of
 from ether.measures.weight_side import WeightSideLinear

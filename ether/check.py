@@ -31,7 +31,7 @@ def check(scale_name: str, experiments: Sequence[str], overrides: Mapping[str, A
     Raises:
         EtherError: the first thing found wrong.
     """
-    from ether import methods
+    from ether.methods import adapt as methods
     from ether.experiments import experiment
     from ether.run import device_of
 

@@ -22,7 +22,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ether import methods, results
+from ether import results
+from ether.methods import adapt as methods
 from ether.config import Job, RunSpec, Scale, job, load
 from ether.errors import EtherError, HardwareError
 from ether.experiments import Loaded, experiment

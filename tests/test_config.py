@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ether import config, methods
+from ether import config
+from ether.methods import adapt as methods
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.paper import published
 

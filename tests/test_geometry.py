@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ether
-import ether.boft
+import ether.methods.boft  # noqa: F401
 from ether.errors import ConfigurationError
 from ether.measures import geometry
 from ether.reflection import dense_blocks, dense_reflection

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ether import hub
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.measures import images
-from ether.worlds import tiny_pipeline
+from ether.standins import diffusion as tiny_pipeline
 
 RESOURCES = {"mirror": None, "foundation": "shipped"}
 

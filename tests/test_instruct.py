@@ -20,7 +20,8 @@ from ether.errors import ConfigurationError, MissingResourceError
 from ether.experiments import experiment, instruct
 from ether.measures import language, language_tasks
 from ether.paper import statements
-from ether.worlds import facts, tiny_llama
+from ether.standins import llama as tiny_llama
+from ether.worlds import facts
 
 SIZES = {"alpaca": 40, "mmlu": 12, "arc": 12, "truthful": 10}
 

@@ -7,9 +7,10 @@ import torch
 import transformers
 from peft import PeftModel
 
-from ether import config, methods
+from ether import config
+from ether.methods import adapt as methods
 from ether.errors import ConfigurationError
-from ether.layer_sets import LAYER_SETS
+from ether.methods.layer_sets import LAYER_SETS
 
 D, F, LAYERS, LABELS = 32, 64, 2, 3
 
@@ -129,7 +130,7 @@ def test_bottlenecks_stand_where_the_two_papers_put_them():
 def test_boft_keeps_both_factors_and_equals_block_diag():
     from peft.tuners.boft.layer import FastBlockDiag
 
-    import ether.boft  # noqa: F401
+    import ether.methods.boft  # noqa: F401
 
     model = adapted(config.methods()["boft"]["adapt"])
     factors = {p.shape[0] for n, p in model.named_parameters() if "boft_R" in n}

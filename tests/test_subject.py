@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ether import hub, methods, run
+from ether import hub, run
+from ether.methods import adapt as methods
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.experiments import Experiment, perturbation, subject
 from ether.measures import geometry
-from ether.worlds import tiny_pipeline
+from ether.standins import diffusion as tiny_pipeline
 
 HUB = Path(__file__).resolve().parent.parent.parent / "shared" / "hub"
 PROMPTS = """Classes

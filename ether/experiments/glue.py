@@ -234,7 +234,7 @@ def _freeze(value: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=256)
 def _adaptable(source: hub.Source, how: str, layers: str, head: tuple[str, ...], labels: int) -> None:
     """Applies the method to the model's architecture on the meta device: shapes are checked, nothing is loaded."""
-    from ether import methods
+    from ether.methods import adapt as methods
 
     with hub.explained(source, "model", "glue.model.path"), quiet():
         config = transformers.AutoConfig.from_pretrained(source.location, num_labels=labels, **source.pin)

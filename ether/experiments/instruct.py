@@ -226,7 +226,7 @@ def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: i
 @functools.lru_cache(maxsize=256)
 def _adaptable(source: hub.Source, how: str, layers: str, hyper: str) -> None:
     """Applies the method to the model's architecture on the meta device: shapes are checked, nothing is loaded."""
-    from ether import methods
+    from ether.methods import adapt as methods
 
     with hub.explained(source, "model", "instruct.model.path"), quiet():
         config = transformers.AutoConfig.from_pretrained(source.location, **source.pin)

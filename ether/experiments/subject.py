@@ -69,7 +69,7 @@ from ether import hub
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError, one_of
 from ether.experiments import Fitted, Loaded
-from ether.layer_sets import layer_set
+from ether.methods.layer_sets import layer_set
 from ether.measures import geometry, images
 from ether.results import atomic, digest, file_digest, write_text
 from ether.silence import quiet
@@ -836,7 +836,7 @@ def _reader(wanted: str, results: Path, device: str) -> Any:
 @functools.lru_cache(maxsize=256)
 def _adaptable(source: hub.Source, how: str, layers: str) -> None:
     """Applies the method to the UNet's architecture on the meta device: shapes are checked, nothing is loaded."""
-    from ether import methods
+    from ether.methods import adapt as methods
 
     with quiet("diffusers"):
         from diffusers import UNet2DConditionModel

@@ -23,7 +23,7 @@ class Architecture:
     """How to build one model without weights, and which of its parts the paper adapts and counts."""
 
     build: Callable[..., Any]
-    model_type: str  # key of ether.layer_sets.LAYER_SETS
+    model_type: str  # key of ether.methods.layer_sets.LAYER_SETS
     layer_set: str  # the set the paper adapts, unless a caller names another
     source: str  # where the configuration values come from
     layers: int = 0  # number of its transformer layers, where they are all alike

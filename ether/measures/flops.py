@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ether.errors import one_of
-from ether.layer_sets import layer_set as layer_set_pattern
+from ether.methods.layer_sets import layer_set as layer_set_pattern
 from ether.measures.architectures import LLAMA_2_7B, PHI_1_5, architecture, meta_model, quiet
 from ether.measures.weight_side import multiplier_class, put_on
 

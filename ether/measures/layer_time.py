@@ -86,7 +86,7 @@ def _adapted(weight: torch.Tensor, how: Mapping[str, Any]) -> nn.Module:
     """A bias-free linear layer that shares `weight`, inside PEFT's wrapper."""
     import peft
 
-    from ether.methods import peft_config_class
+    from ether.methods.adapt import peft_config_class
 
     outputs, inputs = weight.shape
     base = nn.Linear(inputs, outputs, bias=False, device="meta")

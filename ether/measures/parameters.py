@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ether.errors import ConfigurationError, one_of
-from ether.layer_sets import layer_set as layer_set_pattern
+from ether.methods.layer_sets import layer_set as layer_set_pattern
 from ether.measures.architectures import architecture, meta_model, quiet
 
 
@@ -241,7 +241,7 @@ def count(
             `parameters: {convention, note}`.
         architecture_name: a key of ARCHITECTURES.
         convention: how to count; by default the method's `parameters.convention`, else what is really trained.
-        layer_set: a name in ether.layer_sets; by default the one the paper adapts in that architecture.
+        layer_set: a name in ether.methods.layer_sets; by default the one the paper adapts in that architecture.
         adapt: (model, the method's `adapt` section) -> adapted model, used in place of this module's own way; it is
             called on the meta model, with the meta device as default.
         head: goes to `meta_model`.
@@ -263,7 +263,7 @@ def count(
     elif how["kind"] in ("full", "none"):
         trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
     else:
-        from ether import methods  # the suite's own kinds: what they train is what methods.adapt leaves trainable
+        from ether.methods import adapt as methods  # the suite's own kinds: what they train is what methods.adapt leaves trainable
 
         def own(bare: nn.Module) -> nn.Module:
             return methods.adapt(bare, how, layers=set_name, head=entry.head)
@@ -296,7 +296,7 @@ def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tupl
     """What `get_nb_trainable_parameters` says of the adapter put on the meta model (cached: pure in its arguments)."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
 
-    import ether.boft  # noqa: F401 - else PEFT drops BOFT's second butterfly factor where it cannot compile CUDA
+    import ether.methods.boft  # noqa: F401 - else PEFT drops BOFT's second butterfly factor where it cannot compile CUDA
 
     known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if peft_type not in known:

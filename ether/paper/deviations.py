@@ -593,8 +593,8 @@ def scores() -> Point:
 
 def boft_factors() -> Point:
     """PEFT's BOFT without its CUDA extension."""
-    import ether.boft  # noqa: F401 - all factors
-    from ether import methods
+    import ether.methods.boft  # noqa: F401 - all factors
+    from ether.methods import adapt as methods
 
     how = methods.resolve(config.methods()["boft"]["adapt"]["config"], {"dropout": 0.0})
 
@@ -619,7 +619,7 @@ def boft_factors() -> Point:
         "BOFT in PEFT",
         "PEFT multiplies BOFT's blocks with a CUDA extension that it compiles at first use. Without a compiler it goes on "
         f"with ONE butterfly factor where {how['boft_n_butterfly_factor']} were asked for, with no more than a warning, and "
-        "becomes block-diagonal: another method under the same name. `ether/boft.py` gives PEFT the two functions in plain "
+        "becomes block-diagonal: another method under the same name. `ether/methods/boft.py` gives PEFT the two functions in plain "
         "torch. On a 64 x 64 layer:",
         _rows(
             ["butterfly factors", "trained", "inputs that an output depends on"],

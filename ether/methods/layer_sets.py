@@ -63,7 +63,7 @@ def layer_set(model_type: str, name: str) -> str:
         ConfigurationError: unknown architecture or set; the message lists those that are known.
     """
     if model_type not in LAYER_SETS:
-        raise one_of("architecture", model_type, LAYER_SETS, "ether/layer_sets.py (add its layer sets there)")
+        raise one_of("architecture", model_type, LAYER_SETS, "ether/methods/layer_sets.py (add its layer sets there)")
     if name not in LAYER_SETS[model_type]:
-        raise one_of("layer set", name, LAYER_SETS[model_type], f"ether/layer_sets.py for {model_type!r}")
+        raise one_of("layer set", name, LAYER_SETS[model_type], f"ether/methods/layer_sets.py for {model_type!r}")
     return LAYER_SETS[model_type][name]

@@ -4,7 +4,7 @@ What it draws is noise. Its point is that everything else is real: the folder la
 diffusers and transformers, tokenizers, schedulers and preprocessors, so that the paper's scale runs from end to end
 in minutes on a CPU, on real photographs::
 
-    python -m ether.worlds.tiny_pipeline MIRROR
+    python -m ether.standins.diffusion MIRROR
     make table2 --config scale=paper mirror=MIRROR device=cpu
 
 Same seed, same bytes.
@@ -191,7 +191,7 @@ def write_mirror(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m ether.worlds.tiny_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ether.standins.diffusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("mirror", type=Path)
     parser.add_argument("--pipeline", default=PIPELINE, help="hub id the pipeline stands in for")

@@ -1,6 +1,6 @@
 """A tiny randomly initialised Llama in Llama-2's format, to try the paper scale's loading code without its weights.
 
-    python -m ether.worlds.tiny_llama MIRROR --id meta-llama/Llama-2-7b-hf --text FILE.parquet
+    python -m ether.standins.llama MIRROR --id meta-llama/Llama-2-7b-hf --text FILE.parquet
 
 writes ``MIRROR/models/<id>/``: configuration, safetensors and a byte-fallback BPE tokenizer with Llama-2's special tokens,
 learned from a few of the texts given. What it says means nothing; that every file is found, tokenised, trained on and
@@ -74,7 +74,7 @@ def write(folder: Path, texts: Iterable[str], *, vocabulary: int = 1200, layers:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.worlds.tiny_llama", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ether.standins.llama", description=__doc__)
     parser.add_argument("mirror", type=Path)
     parser.add_argument("--id", default="meta-llama/Llama-2-7b-hf", help="the hub id it stands in for")
     parser.add_argument("--text", type=Path, help="parquet file with a column `text`; Alpaca's in the mirror by default")

@@ -18,9 +18,9 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 import ether
-import ether.boft  # noqa: F401 - all of BOFT's butterfly factors on every device
+import ether.methods.boft  # noqa: F401 - all of BOFT's butterfly factors on every device
 from ether.errors import ConfigurationError, one_of
-from ether.layer_sets import BLOCK_OUTPUTS, layer_set
+from ether.methods.layer_sets import BLOCK_OUTPUTS, layer_set
 
 # --- PEFT ------------------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Bottleneck(nn.Module):
 def _add_bottlenecks(model: nn.Module, adapt: Mapping[str, Any], model_type: str) -> None:
     outputs = BLOCK_OUTPUTS.get(model_type)
     if outputs is None:
-        raise one_of("architecture", model_type, BLOCK_OUTPUTS, "ether/layer_sets.py, BLOCK_OUTPUTS")
+        raise one_of("architecture", model_type, BLOCK_OUTPUTS, "ether/methods/layer_sets.py, BLOCK_OUTPUTS")
     patterns = [re.compile(outputs[place]) for place in adapt["after"]]
     # "output.dense" also ends "attention.output.dense": the longest pattern that matches says which one it is.
     attention = re.compile(outputs["attention"])
@@ -129,7 +129,7 @@ def _add_bottlenecks(model: nn.Module, adapt: Mapping[str, Any], model_type: str
 
 
 def architecture(model: nn.Module) -> str:
-    """The name by which `ether.layer_sets` knows a model: transformers' ``model_type``, or "unet" for diffusers' UNets,
+    """The name by which `ether.methods.layer_sets` knows a model: transformers' ``model_type``, or "unet" for diffusers' UNets,
     whose configuration has none.
 
     Raises:
@@ -140,7 +140,7 @@ def architecture(model: nn.Module) -> str:
         return str(config.model_type)
     name = str(config.get("_class_name", "")) or type(model).__name__
     if not name.startswith("UNet"):
-        raise ConfigurationError(f"A {name} has no `model_type`, and no layer sets are known for it in ether/layer_sets.py.")
+        raise ConfigurationError(f"A {name} has no `model_type`, and no layer sets are known for it in ether/methods/layer_sets.py.")
     return "unet"
 
 
@@ -161,7 +161,7 @@ def adapt(
     Args:
         model: a transformers or diffusers model; `architecture` chooses the layer names.
         how: the ``adapt`` section of a method's YAML.
-        layers: named layer set that PEFT types adapt (``ether.layer_sets``), unless ``how`` names its own.
+        layers: named layer set that PEFT types adapt (``ether.methods.layer_sets``), unless ``how`` names its own.
         head: names of modules trained in full beside any adapter.
         task_type: PEFT's task type, as "SEQ_CLS".
         values: hyperparameters that ``$name`` in the method's config may stand for.

@@ -1,0 +1,1 @@
+"""Parts shared by the experiments on the text-to-image diffusion model."""

@@ -1,0 +1,1 @@
+"""Tiny randomly initialised models in the paper's formats, to try the loading code over a hub mirror."""
