@@ -1,7 +1,7 @@
-"""Looks before anything is trained: ``python -m ether.check SCALE EXPERIMENT … [--overrides '{…}'] [--output FILE]``.
+"""Checks before anything is trained: ``python -m ether.check SCALE EXPERIMENT … [--overrides '{…}'] [--output FILE]``.
 
-Methods' parameters, block counts against the model's dimensions, the mirror's files and columns, the GPU a scale asks
-for, and room on the disk. The first thing that is wrong is one paragraph on standard error.
+Methods' parameters, block counts against the model's dimensions, the mirror's files and columns, the GPU a scale needs, and free
+disk space. Everything that is wrong is reported at once, one paragraph each, on standard error.
 """
 
 from __future__ import annotations
@@ -11,49 +11,161 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ether import results
-from ether.config import load, runs
-from ether.errors import EtherError, HardwareError
+from ether.config import RunSpec, experiments, load, runs
+from ether.errors import ConfigurationError, EtherError, HardwareError, combined
 
-ROOM = 2 * 1024**3  # bytes; the small scale's results take a few MB, checkpoints of larger models far more
+FREE_SPACE = 2 * 1024**3  # bytes; the small scale's results take a few MB, checkpoints of larger models far more
+# A method that reads the values of the weights (SHiRA) cannot be built on the meta device. Models up to this many parameters
+# are then initialised on the CPU for the check; for larger ones the check is left to the run.
+SMALL_MODEL = 200_000_000
 
 
-def check(scale_name: str, experiments: Sequence[str], overrides: Mapping[str, Any] | None = None) -> int:
+def device_of(spec: RunSpec) -> str:
+    """The device a run uses: the scale's, with ``auto`` taking a GPU where there is one.
+
+    Raises:
+        HardwareError: the scale asks for CUDA and there is none.
+    """
+    import torch
+
+    wanted = spec.resources["device"]
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise HardwareError(
+            f"The scale {spec.scale!r} needs a CUDA GPU and torch finds none here. Run it on a machine with one, choose "
+            "another scale (--config scale=small needs no GPU), or set --config device=cpu."
+        )
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+# --- one run ---------------------------------------------------------------------------------------------------
+
+_checked: dict[str, EtherError | None] = {}
+
+
+def check_run(spec: RunSpec, scale_results: Path) -> None:
+    """Checks one run: device, method's arguments, model, data and settings, and the method on the model's architecture.
+
+    Raises:
+        EtherError: the first thing found wrong.
+    """
+    from ether.experiments.common import experiment
+    from ether.methods.adapt import check_arguments
+
+    device_of(spec)
+    check_arguments(spec.method, spec.adapt)
+    carried_out_by = experiment(experiments()[spec.experiment].module)
+    carried_out_by.check(spec, scale_results)
+    skeleton = carried_out_by.skeleton(spec, scale_results)
+    # A learning rate or a seed changes no shape; anything else may stand behind a $name in the method's config.
+    values = {key: value for key, value in spec.hyperparameters.items() if key != "learning_rate"}
+    key = results.digest([skeleton.key, spec.adapt, spec.settings["layers"], spec.settings["head"], values], 32)
+    if key not in _checked:
+        try:
+            _check_adaptable(spec, skeleton, values)
+            _checked[key] = None
+        except EtherError as error:
+            _checked[key] = error
+    if (found := _checked[key]) is not None:
+        raise found
+
+
+def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) -> None:
+    """Applies the method to the model's architecture on the meta device: shapes are checked, no weights are loaded.
+
+    Raises:
+        ConfigurationError: the method does not fit the model, or leaves nothing to train.
+    """
+    import torch
+
+    from ether.methods import adapt
+    from ether.silence import quiet
+
+    where = f"workflow/methods/{spec.method}.yaml on {spec.experiment} of scale {spec.scale!r}"
+
+    def trained(device: str) -> int:
+        with torch.device(device), quiet("diffusers"), torch.random.fork_rng(devices=[]):
+            adapted = adapt.adapt(
+                skeleton.build(),
+                spec.adapt,
+                layers=spec.settings["layers"],
+                head=spec.settings["head"],
+                task_type=skeleton.task_type,
+                values={"learning_rate": spec.hyperparameters.get("learning_rate"), **values, **adapt.step_values(100)},
+            )
+        return adapt.trainable(adapted)
+
+    try:
+        count = trained("meta")
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise ConfigurationError(f"{where}: the method cannot be applied to the model: {error}") from error
+        with torch.device("meta"), quiet("diffusers"):
+            size = adapt.total(skeleton.build())
+        if size > SMALL_MODEL:
+            warnings.warn(f"{where}: the method reads weights, so it is checked only when the model is loaded.", stacklevel=2)
+            return
+        try:
+            count = trained("cpu")
+        except (RuntimeError, NotImplementedError) as again:
+            raise ConfigurationError(f"{where}: the method cannot be applied to the model: {again}") from again
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    if count == 0 and spec.adapt["kind"] != "none":
+        raise ConfigurationError(f"{where}: the method leaves nothing to train. Check `adapt` in the method's file.")
+
+
+def check_runs(specs: Iterable[RunSpec], scale_results: Path) -> int:
+    """Checks runs, one for each method, task and adaptation, since seeds and learning rates change nothing here.
+
+    Returns:
+        The number of runs.
+
+    Raises:
+        EtherError: everything that is wrong, one paragraph each.
+    """
+    errors: list[EtherError] = []
+    seen: set[str] = set()
+    count = 0
+    for spec in specs:
+        count += 1
+        key = results.digest([spec.experiment, spec.method, spec.task, spec.adapt])
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            check_run(spec, scale_results)
+        except EtherError as error:
+            errors.append(error)
+    if errors:
+        raise combined(errors)
+    return count
+
+
+# --- the command line ------------------------------------------------------------------------------------------
+
+
+def check(scale_name: str, experiment_names: Sequence[str], overrides: Mapping[str, Any] | None = None) -> int:
     """Checks every run of some experiments without starting one.
 
     Returns:
         The number of runs.
 
     Raises:
-        EtherError: the first thing found wrong.
+        EtherError: everything found wrong, one paragraph each.
     """
-    from ether.methods import adapt as methods
-    from ether.experiments import experiment
-    from ether.run import device_of
-
     scale = load(scale_name, overrides)
     free = shutil.disk_usage(Path.cwd()).free
-    if free < ROOM:
+    if free < FREE_SPACE:
         raise HardwareError(
-            f"Only {free / 1024**3:.1f} GiB are free on the disk that holds {Path.cwd()}; {ROOM / 1024**3:.0f} GiB are "
+            f"Only {free / 1024**3:.1f} GiB are free on the disk that holds {Path.cwd()}; {FREE_SPACE / 1024**3:.0f} GiB are "
             "needed to start. Free some and start again."
         )
-    seen: set[str] = set()
-    count = 0
-    for name in experiments:
-        for spec in runs(scale, name):
-            count += 1
-            device_of(spec)
-            methods.check_arguments(spec.method_id, spec.adapt)
-            key = results.digest([spec.method_id, spec.task])
-            if key not in seen:  # seeds change nothing here
-                seen.add(key)
-                experiment(name).check(spec, scale.results)
-    return count
+    return check_runs((spec for name in experiment_names for spec in runs(scale, name)), scale.results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scale")
     parser.add_argument("experiments", nargs="+")
     parser.add_argument("--overrides", default="{}", help="a JSON object")
-    parser.add_argument("--output", type=Path, help="written when all is well")
+    parser.add_argument("--output", type=Path, help="written when everything is correct")
     options = parser.parse_args(arguments)
     overrides = json.loads(options.overrides)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries: nothing a user could act on

@@ -1,39 +1,50 @@
-"""Scales and methods: the YAML files under ``workflow/`` read, overlaid, checked and resolved into runs.
+"""Scales, methods, experiments and exhibits: the YAML files under ``workflow/`` checked and resolved into runs.
 
-``paper.yaml`` is the source of truth; every other scale is an overlay on it (``over: paper``). A method is one file.
-Nothing here knows what a method or an experiment does; nothing elsewhere asks which scale it is.
+``experiments.yaml`` and ``exhibits.yaml`` are the only lists of experiments, tables and figures. ``paper.yaml`` is the source
+of truth of the scales; every other scale is an overlay on it (``over: paper``). A method is one file. Nothing here knows what a
+method or an experiment does; nothing elsewhere asks which scale it is.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
 from ether.errors import ConfigurationError, MissingResourceError, one_of
+from ether.registry import ExhibitEntry, ExperimentEntry, exhibits, experiments, label, method, methods, modules
 from ether.results import digest
+from ether.yamlfiles import ROOT, WORKFLOW, overlay, read_yaml, validate
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKFLOW = ROOT / "workflow"
-# The sections of a scale that hold an experiment, and the module of `ether.experiments` and notebook each runs in.
-EXPERIMENTS = {
-    "glue": "glue",
-    "instruct": "instruct",
-    "instruct_rates": "instruct",  # the same over a grid of learning rates
-    "subject": "subject",
-    "subject_rates": "subject",
-    "subject_factors": "subject",  # each method's own rate, divided and multiplied
-    "perturbation": "perturbation",
-}
-# Keys of such a section that say which runs there are; everything else in it is passed to the run.
+__all__ = [
+    "ROOT",
+    "WORKFLOW",
+    "ExhibitEntry",
+    "ExperimentEntry",
+    "Job",
+    "RunSpec",
+    "Scale",
+    "chosen_methods",
+    "exhibits",
+    "experiments",
+    "hyperparameters",
+    "job",
+    "jobs",
+    "label",
+    "load",
+    "method",
+    "methods",
+    "modules",
+    "overlay",
+    "read_yaml",
+    "runs",
+    "scale_names",
+    "validate",
+]
+
+# Keys of an experiment's section that say which runs there are and how they are read; all others decide a run's numbers.
 _SELECTION = (
     "known_tasks",
     "tasks",
@@ -45,115 +56,8 @@ _SELECTION = (
     "seeds",
     "like",
     "protocol",
+    "select",
 )
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
-
-
-class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML in which a key given twice is an error rather than silently the last one."""
-
-
-def _mapping_without_duplicates(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = {key for key in keys if keys.count(key) > 1}
-    if twice:
-        raise ConfigurationError(f"{node.start_mark.name}: the key {sorted(map(str, twice))[0]!r} is given twice.")
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
-
-
-_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a dictionary.
-
-    Raises:
-        MissingResourceError: no such file.
-        ConfigurationError: not YAML, a duplicate key, or not a mapping.
-    """
-    if not path.is_file():
-        raise MissingResourceError(f"{path} does not exist.")
-    try:
-        with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} must hold a mapping, not {type(content).__name__}.")
-    return content
-
-
-@functools.cache
-def _schema(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A schema with the definitions of ``scale.schema.yaml``, which the two share, and those definitions."""
-    shared = read_yaml(WORKFLOW / "schemas" / "scale.schema.yaml")["$defs"]
-    definition = read_yaml(WORKFLOW / "schemas" / f"{name}.schema.yaml")
-    return definition | {"$defs": shared | definition.get("$defs", {})}, shared
-
-
-def validate(content: Mapping[str, Any], schema: str, where: Path) -> None:
-    """Checks a mapping against ``workflow/schemas/<schema>.schema.yaml``.
-
-    Raises:
-        ConfigurationError: names the file, the key and what is allowed there.
-    """
-    definition, shared = _schema(schema)
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(definition).iter_errors(content))
-    if error is None:
-        return
-    key = "/".join(map(str, error.absolute_path)) or "the top level"
-    message = error.message
-    if isinstance(error.instance, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", error.instance, re.I):
-        message += f" (YAML reads {error.instance} as text: write it with a dot and a sign, as 1.0e-3)"
-    allowed = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
-    if error.validator == "unevaluatedProperties":
-        allowed = {**shared["values"]["properties"], **allowed}
-    if error.validator in ("additionalProperties", "unevaluatedProperties") and allowed:
-        message += f". Known keys there: {', '.join(sorted(allowed))}"
-    raise ConfigurationError(f"{where}, at {key}: {message}.")
-
-
-def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``: mappings are merged key by key, everything else is replaced."""
-    merged = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = overlay(merged[key], value)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
-
-
-# --- methods ---------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _methods() -> str:
-    found: dict[str, Any] = {}
-    labels: dict[str, Path] = {}
-    for path in sorted((WORKFLOW / "methods").glob("*.yaml")):
-        content = read_yaml(path)
-        validate(content, "method", path)
-        if content["label"] in labels:
-            raise ConfigurationError(
-                f"{path} and {labels[content['label']]} have the same label {content['label']!r}: labels name the rows "
-                "of the tables, so give one of them another."
-            )
-        labels[content["label"]] = path
-        found[path.stem] = content
-    return json.dumps(found)
-
-
-def methods() -> dict[str, dict[str, Any]]:
-    """Every method under ``workflow/methods``, by file name, in the order of their ``order`` key.
-
-    Raises:
-        ConfigurationError: a file does not fit the schema, or two share a label.
-    """
-    found = json.loads(_methods())
-    return dict(sorted(found.items(), key=lambda item: (item[1].get("order", 1000), item[0])))
 
 
 # --- scales ----------------------------------------------------------------------------------------------------
@@ -168,14 +72,14 @@ def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name not in scale_names():
         raise one_of("scale", name, scale_names(), "--config scale=…")
     if name in seen:
-        raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are laid over each other in a circle.")
+        raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are overlays on each other in a circle.")
     content = read_yaml(WORKFLOW / "scales" / f"{name}.yaml")
     base = content.pop("over", None)
     return overlay(_read_scale(base, (*seen, name)), content) if base else content
 
 
-# What `--config` may say beside `scale`. Each replaces the setting of that name.
-OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device")
+# What `--config` may set beside `scale`. Each but `replay` replaces the setting of that name.
+OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device", "replay")
 
 
 def _as_list(value: object) -> list[str]:
@@ -199,12 +103,33 @@ class Scale:
         """Where this scale's results go."""
         return Path("results") / self.name
 
+    @property
+    def replay(self) -> Path | None:
+        """The folder of stored metrics and samples that ``--config replay=FOLDER`` reads instead of running experiments."""
+        folder = self.overrides.get("replay")
+        return Path(folder).expanduser() if folder else None
+
+    @property
+    def metrics_folder(self) -> Path:
+        """Where collected metrics are read."""
+        return (self.replay or self.results) / "metrics"
+
+    @property
+    def samples_folder(self) -> Path:
+        """Where generated images are read."""
+        return (self.replay or self.results) / "samples"
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """Where models and data are and what runs them; not part of what a run is."""
+        return {key: self.settings[key] for key in ("mirror", "foundation", "device")}
+
     def protocol(self, *experiments: str) -> list[str]:
         """What differs from the paper's protocol: in general, and in some experiments."""
         lines = list(self.settings.get("protocol", []))
         for name in experiments:
             lines += self.experiment(name).get("protocol", [])
-        return lines
+        return list(dict.fromkeys(lines))
 
     def experiment(self, name: str) -> dict[str, Any]:
         """The settings of one experiment.
@@ -212,13 +137,17 @@ class Scale:
         Raises:
             ConfigurationError: this scale has no such experiment.
         """
-        if name not in EXPERIMENTS or name not in self.settings:
-            raise one_of("experiment", name, [e for e in EXPERIMENTS if e in self.settings], f"scale {self.name!r}")
+        if name not in experiments() or name not in self.settings:
+            raise one_of("experiment", name, self.experiments(), f"scale {self.name!r}")
         return self.settings[name]
+
+    def experiments(self) -> list[str]:
+        """The experiments that this scale has, after the command line's overrides."""
+        return [name for name in experiments() if name in self.settings]
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
-    """Reads a scale, lays the command line's overrides over it and checks every name in it.
+    """Reads a scale, applies the command line's overrides and checks every name in it.
 
     Args:
         name: a file under ``workflow/scales`` without its ending.
@@ -226,14 +155,14 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
 
     Raises:
         ConfigurationError: unknown scale, override, method, task, or a value the schema does not allow.
-        MissingResourceError: the mirror folder does not exist.
+        MissingResourceError: the mirror or replay folder does not exist.
     """
     given = {key: value for key, value in (overrides or {}).items() if value not in (None, "")}
     for key in given:
         if key not in OVERRIDES:
             raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
     settings = _read_scale(name)
-    for experiment in EXPERIMENTS:
+    for experiment in experiments():
         if like := settings.get(experiment, {}).get("like"):
             if like not in settings:
                 raise one_of("experiment", like, settings, f"{experiment}.like of scale {name!r}")
@@ -249,21 +178,41 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     for key in ("methods", "tasks"):
         if key in given:
             _choose(settings, key, _as_list(given[key]), name)
-    validate(settings, "scale", WORKFLOW / "scales" / f"{name}.yaml")
-    if settings["mirror"] and not Path(settings["mirror"]).expanduser().is_dir():
+    validate(settings, "scale", WORKFLOW / "scales" / f"{name}.yaml", modules())
+    _check_folders(settings["mirror"], given.get("replay"))
+    scale = Scale(name, settings, dict(given))
+    for experiment in scale.experiments():
+        chosen_methods(scale, experiment)
+        known = settings[experiment]["known_tasks"]
+        for task in settings[experiment]["tasks"]:
+            if task not in known:
+                raise one_of("task", task, known, f"{experiment} of scale {name!r} (or --config tasks=…)")
+    return scale
+
+
+def _check_folders(mirror: str | None, replay: str | None) -> None:
+    """The folders given by --config exist, and their names do not confuse Snakemake.
+
+    Raises:
+        ConfigurationError: a brace in the path, which Snakemake reads as a wildcard.
+        MissingResourceError: no such folder, or nothing to replay in it.
+    """
+    for key, folder in (("mirror", mirror), ("replay", replay)):
+        if folder and re.search(r"[{}]", str(folder)):
+            raise ConfigurationError(
+                f"--config {key}={folder}: a path with braces cannot be used, since Snakemake reads what is between them as a "
+                "wildcard. Rename the folder, or make a link to it without braces."
+            )
+    if mirror and not Path(mirror).expanduser().is_dir():
         raise MissingResourceError(
-            f"The mirror folder {settings['mirror']} does not exist. Give --config mirror=FOLDER a folder laid out as "
+            f"The mirror folder {mirror} does not exist. Give --config mirror=FOLDER a folder laid out as "
             "datasets/<hub id>/<config>/<split>.parquet and models/<hub id>/, or leave it out to use the hub."
         )
-    scale = Scale(name, settings, dict(given))
-    for experiment in EXPERIMENTS:
-        if experiment in settings:
-            chosen_methods(scale, experiment)
-            known = settings[experiment]["known_tasks"]
-            for task in settings[experiment]["tasks"]:
-                if task not in known:
-                    raise one_of("task", task, known, f"{experiment} of scale {name!r} (or --config tasks=…)")
-    return scale
+    if replay and not (Path(replay).expanduser() / "metrics").is_dir():
+        raise MissingResourceError(
+            f"There is nothing to replay in {replay}: it has no folder `metrics`. Give --config replay=FOLDER a folder laid out "
+            "as results/published/small: metrics/<experiment>.parquet, metrics/<experiment>.runs.parquet and samples/."
+        )
 
 
 def _choose(settings: dict[str, Any], key: str, wanted: list[str], scale: str) -> None:
@@ -272,7 +221,7 @@ def _choose(settings: dict[str, Any], key: str, wanted: list[str], scale: str) -
     Raises:
         ConfigurationError: a name that no experiment of the scale knows.
     """
-    there = [experiment for experiment in EXPERIMENTS if experiment in settings]
+    there = [experiment for experiment in experiments() if experiment in settings]
     known = {e: settings[e]["known_tasks"] if key == "tasks" else list(_eligible(settings, e)) for e in there}
     for one in wanted:
         if not any(one in names for names in known.values()):
@@ -290,18 +239,22 @@ def _choose(settings: dict[str, Any], key: str, wanted: list[str], scale: str) -
             del settings[experiment]
 
 
+def _trained_as(settings: Mapping[str, Any], experiment: str) -> str:
+    """The key of a method's ``training`` that holds its hyperparameters for an experiment."""
+    return experiments()[settings[experiment].get("like", experiment)].module
+
+
 def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[str, Any]]:
     """The methods with hyperparameters for an experiment at a scale: a `default`, or a section that the scale names."""
     sections = {"default", *settings["hyperparameters"]}
-    trained_as = settings[experiment].get("like", experiment)
-    # Variants of a method that only some table shows are not swept.
+    trained_as = _trained_as(settings, experiment)
     swept = {"learning_rates", "rate_factors"} & set(settings[experiment])
     return {
         key: method
         for key, method in methods().items()
         if trained_as in method["training"]
         and sections & set(method["training"][trained_as] or {"default": {}})
-        and not (swept and "tables" in method)
+        and (method.get("sweep", True) or not swept)
     }
 
 
@@ -335,7 +288,7 @@ class RunSpec:
 
     experiment: str
     scale: str
-    method_id: str
+    method: str  # the stem of its file
     label: str
     task: str
     seed: int
@@ -343,20 +296,21 @@ class RunSpec:
     hyperparameters: dict[str, Any]
     settings: dict[str, Any]  # the experiment's model, data, limits, layers, head
     resources: dict[str, Any]  # mirror, foundation, device: where things are, not what they are
+    rate_factor: float | None = None  # the learning rate as a multiple of the method's
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers."""
-        return {
-            "experiment": self.experiment, "scale": self.scale, "method": self.label, "method_id": self.method_id,
-            "task": self.task, "seed": self.seed, "adapt": self.adapt, "hyperparameters": self.hyperparameters,
-            "settings": self.settings, "resources": self.resources,
+        """Everything that decides the numbers. Where things are does not; that a model is pretrained anew does."""
+        decisive = {
+            "experiment": self.experiment, "scale": self.scale, "method": self.method, "task": self.task, "seed": self.seed,
+            "adapt": self.adapt, "hyperparameters": self.hyperparameters, "settings": self.settings,
         }  # fmt: skip
+        return decisive | ({"foundation": "rebuild"} if self.resources.get("foundation") == "rebuild" else {})
 
     @property
     def run_id(self) -> str:
-        """Names the run and, through a hash of its configuration, everything it was asked to do."""
-        return f"{self.experiment}-{self.method_id}-{self.task}-seed{self.seed}-{digest(self.config)}"
+        """Names the run and, through a hash of its configuration, everything that decides its numbers."""
+        return f"{self.experiment}-{self.method}-{self.task}-seed{self.seed}-{digest(self.config)}"
 
 
 @dataclass(frozen=True)
@@ -375,10 +329,10 @@ class Job:
 
 def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Hyperparameters of a run: the scale's, then the method's ``default``, then the sections the scale names; in
-    each, what is said for the task comes last."""
+    each, what is given for the task comes last."""
     layers = [scale.experiment(experiment)["training"]]
-    own = method["training"][scale.experiment(experiment).get("like", experiment)] or {}
-    layers += [own[section] for section in ("default", *scale.settings["hyperparameters"]) if section in own]
+    sections = method["training"][_trained_as(scale.settings, experiment)] or {}
+    layers += [sections[name] for name in ("default", *scale.settings["hyperparameters"]) if name in sections]
     merged: dict[str, Any] = {}
     for layer in layers:
         flat = {key: value for key, value in layer.items() if key != "tasks"}
@@ -389,34 +343,36 @@ def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], ta
 def runs(scale: Scale, experiment: str) -> list[RunSpec]:
     """Every run of an experiment, in the order method, task, learning rate, seed."""
     section = scale.experiment(experiment)
-    about: dict[str, Any] = {key: value for key, value in section.items() if key not in _SELECTION}
-    resources = {key: scale.settings[key] for key in ("mirror", "foundation", "device")}
+    settings: dict[str, Any] = {key: value for key, value in section.items() if key not in _SELECTION}
     seeds = scale.settings["seeds"] if "seeds" in scale.overrides else section.get("seeds", scale.settings["seeds"])
     found = []
-    for key, method in chosen_methods(scale, experiment).items():
+    for stem, entry in chosen_methods(scale, experiment).items():
         for task in section["tasks"]:
-            values = hyperparameters(scale, experiment, method, task)
-            adapt = method["adapt"]
+            values = hyperparameters(scale, experiment, entry, task)
+            adapt = entry["adapt"]
             if config := values.pop("config", None):
                 adapt = overlay(adapt, {"config": config})
-            trains = adapt["kind"] != "none"  # what is not trained comes out the same for every rate and seed
-            rates = section.get("learning_rates") if trains else None
+            trains = adapt["kind"] != "none"  # what is not trained gives the same for every rate and seed
+            rates: list[tuple[float | None, float | None]] = [(values.get("learning_rate"), None)]
+            if trains and "learning_rates" in section:
+                rates = [(rate, None) for rate in section["learning_rates"]]
             if trains and "rate_factors" in section:
-                rates = [float(f"{factor * values['learning_rate']:.6g}") for factor in section["rate_factors"]]
-            for rate in rates or [values.get("learning_rate")]:
+                rates = [(float(f"{f * values['learning_rate']:.6g}"), float(f)) for f in section["rate_factors"]]
+            for rate, factor in rates:
                 for seed in seeds if trains else seeds[:1]:
                     found.append(
                         RunSpec(
-                            experiment,
-                            scale.name,
-                            key,
-                            method["label"],
-                            task,
-                            seed,
-                            adapt,
-                            values | {"learning_rate": rate},
-                            about,
-                            resources,
+                            experiment=experiment,
+                            scale=scale.name,
+                            method=stem,
+                            label=entry["label"],
+                            task=task,
+                            seed=seed,
+                            adapt=adapt,
+                            hyperparameters=values | {"learning_rate": rate},
+                            settings=settings,
+                            resources=scale.resources,
+                            rate_factor=factor,
                         )
                     )
     return found
@@ -431,7 +387,7 @@ def jobs(scale: Scale, experiment: str) -> dict[str, Job]:
     grouped: dict[str, list[RunSpec]] = {}
     for run in runs(scale, experiment):
         rate = f"{run.hyperparameters['learning_rate']:.0e}"
-        named = {"method": run.method_id, "task": run.task, "rate": f"rate{rate}", "seed": f"seed{run.seed}"}
+        named = {"method": run.method, "task": run.task, "rate": f"rate{rate}", "seed": f"seed{run.seed}"}
         name = "-".join(named[part] for part in ("method", "task", "rate", "seed") if part in parts) or "all"
         grouped.setdefault(name, []).append(run)
     return {name: Job(name, experiment, tuple(group)) for name, group in grouped.items()}

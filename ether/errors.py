@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class EtherError(Exception):
     """Base of every error this package raises on purpose."""
@@ -20,6 +22,12 @@ class MissingResourceError(EtherError, FileNotFoundError):
 
 class HardwareError(EtherError, RuntimeError):
     """The machine lacks what a scale asks for: a GPU, memory, disk space."""
+
+
+def combined(errors: Sequence[EtherError]) -> EtherError:
+    """One error for several: each of their paragraphs once, in order. A single error stays what it is."""
+    messages = list(dict.fromkeys(str(error) for error in errors))
+    return errors[0] if len(messages) == 1 else ConfigurationError("\n\n".join(messages))
 
 
 def one_of(what: str, name: object, known: object, where: str = "") -> ConfigurationError:

@@ -1,13 +1,15 @@
 """Runs a notebook with parameters, strictly: ``python -m ether.notebook SOURCE OUTPUT --parameters '{…}'``.
 
 papermill does the work. What it lets pass is an error here: a parameter the notebook does not have. Folders are made,
-the kernel is this interpreter's, progress bars stay out of logs, and a notebook that fails is kept, with its traceback,
-and named.
+the kernel is this interpreter's, progress bars stay out of logs, the lines that report a run are printed as they appear,
+and a notebook that fails is kept, with its traceback, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import io
 import json
 import logging
 import os
@@ -16,11 +18,15 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ether.errors import ConfigurationError, EtherError, MissingResourceError, one_of
+from ether.silence import hidden
 
 KERNEL = "python3"  # installed by ipykernel into the environment of the interpreter that runs this
+RUN_LINE = re.compile(r"\[([\w-]+ )?\d+/\d+\] ")  # how a line begins that reports a finished run: "[glue 3/24] "
+# Optional parts of papermill and jsonschema that no notebook here needs: Hadoop's file system, a parser for IRIs.
+UNUSED = ("pyarrow", "rfc3987_syntax")
 
 
 class NotebookError(EtherError):
@@ -34,12 +40,11 @@ def parameters_of(source: Path) -> set[str]:
         MissingResourceError: no such notebook.
         ConfigurationError: it has no cell tagged ``parameters``.
     """
-    import ast
-
-    import nbformat
-
     if not source.is_file():
         raise MissingResourceError(f"There is no notebook {source}.")
+    with hidden(*UNUSED):
+        import nbformat
+
     notebook = nbformat.read(source, as_version=4)
     cells = [c for c in notebook.cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if not cells:
@@ -53,15 +58,35 @@ def parameters_of(source: Path) -> set[str]:
     return names
 
 
+class RunLines(io.TextIOBase):
+    """Passes on to ``stream`` only the lines that report a run. Text arrives in pieces of any length."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if RUN_LINE.match(line):
+                self.stream.write(f"{line}\n")  # at once, so that the lines of parallel jobs do not mix
+                self.stream.flush()
+        return len(text)
+
+
 def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     """Executes ``source`` with parameters and writes the executed notebook to ``output``.
 
+    Lines of its output that report a run (``RUN_LINE``) are printed while it is executed.
+
     Raises:
         ConfigurationError: a parameter the notebook does not have.
-        NotebookError: a cell failed. The executed part is at ``output``.
+        NotebookError: a cell failed, or the kernel ended. The executed part is at ``output``.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with hidden(*UNUSED):
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
 
     known = parameters_of(source)
     for name in parameters:
@@ -83,12 +108,19 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             log_output=False,
             cwd=str(Path.cwd()),
             autosave_cell_every=30,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel
+            stdout_file=RunLines(sys.stdout),
+            # of the kernel; a history would be written to a file that all kernels of the user share
+            extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
         )
     except PapermillExecutionError as error:
         # An EtherError is one paragraph that says all; anything else needs its traceback.
         detail = str(error.evalue) if _is_ours(str(error.ename)) else _plain("\n".join(error.traceback))
         raise NotebookError(f"{source} failed: {detail}\nThe executed notebook is kept at {output}.") from None
+    except DeadKernelError:
+        raise NotebookError(
+            f"The kernel of {source} ended before the notebook did. The most frequent cause is lack of memory: the operating "
+            f"system then ends the process. Run fewer jobs side by side (--cores). The executed part is kept at {output}."
+        ) from None
     finally:
         if partial.exists():
             partial.replace(output)

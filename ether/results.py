@@ -36,10 +36,15 @@ RUN_COLUMNS = {
     "run_id": "string",
     "experiment": "string",
     "scale": "string",
-    "method": "string",  # the method's label, as tables print it
-    "method_id": "string",  # the name of its YAML file
+    "method": "string",  # the stem of its YAML file
+    "label": "string",  # as tables print it
+    "adapt_kind": "string",  # peft | full | bitfit | linear-probe | bottleneck | none
     "task": "string",
     "seed": "int64",
+    "learning_rate": "float64",  # NaN for what is not trained
+    "rate_factor": "float64",  # the learning rate as a multiple of the method's, where an experiment varies it so; else NaN
+    "batch_size": "Int64",  # missing for what is not trained
+    "blocks": "Int64",  # diagonal blocks as run; missing for methods without them
     "status": "string",  # finished | diverged | failed
     "reason": "string",  # why it did not finish; empty when it did
     "config": "string",  # the full configuration of the run, as JSON

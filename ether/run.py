@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,12 @@ import pandas as pd
 import torch
 
 from ether import results
+from ether.check import check_runs, device_of
+from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
+from ether.errors import EtherError
+from ether.experiments.common import Loaded, experiment
 from ether.methods import adapt as methods
-from ether.config import Job, RunSpec, Scale, job, load
-from ether.errors import EtherError, HardwareError
-from ether.experiments import Loaded, experiment
-
-
-def device_of(spec: RunSpec) -> str:
-    """The device a run uses: the scale's, with ``auto`` taking a GPU where there is one.
-
-    Raises:
-        HardwareError: the scale asks for CUDA and there is none.
-    """
-    wanted = spec.resources["device"]
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise HardwareError(
-            f"The scale {spec.scale!r} needs a CUDA GPU and torch sees none here. Run it on a machine with one, choose "
-            "another scale (--config scale=small needs no GPU), or insist with --config device=cpu."
-        )
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+from ether.progress import RunProgress
 
 
 def threads() -> int:
@@ -57,7 +44,7 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
 
     Args:
         spec: what to run.
-        scale_results: ``results/<scale>``, where generated data and rebuilt models lie.
+        scale_results: ``results/<scale>``, the place of generated data and rebuilt models.
         folder: the run's own folder, for the Trainer's checkpoints; an interrupted run goes on from them.
 
     Returns:
@@ -69,8 +56,8 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     device = device_of(spec)
     torch.set_num_threads(threads())
-    benchmark = experiment(spec.experiment)
-    loaded: Loaded | None = None
+    benchmark = experiment(experiments()[spec.experiment].module)
+    loaded: Loaded[Any] | None = None
     model: torch.nn.Module | None = None
     status, reason, steps, seconds = "failed", "", 0, 0.0
     rows: list[dict[str, Any]] = []
@@ -100,10 +87,12 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
         "run_id": spec.run_id,
         "experiment": spec.experiment,
         "scale": spec.scale,
-        "method": spec.label,
-        "method_id": spec.method_id,
+        "method": spec.method,
+        "label": spec.label,
+        "adapt_kind": spec.adapt["kind"],
         "task": spec.task,
         "seed": spec.seed,
+        **training_columns(spec),
         "status": status,
         "reason": reason,
         "config": json.dumps(spec.config, sort_keys=True),
@@ -125,6 +114,20 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
         "started": started.isoformat(timespec="seconds"),
     }
     return row, rows
+
+
+def training_columns(spec: RunSpec) -> dict[str, Any]:
+    """What the runs table records of a run's training: learning rate, its factor, batch size and number of blocks."""
+    trains, config = spec.adapt["kind"] != "none", spec.adapt.get("config") or {}
+    counted_by = {"ETHER": "n_blocks", "NAIVE": "n_blocks", "OFT": "r", "BOFT": "boft_block_num"}.get(
+        spec.adapt.get("type", ""), ""
+    )
+    return {
+        "learning_rate": spec.hyperparameters.get("learning_rate") if trains else None,
+        "rate_factor": spec.rate_factor,
+        "batch_size": spec.hyperparameters.get("batch_size") if trains else None,
+        "blocks": config.get(counted_by) or None,  # OFT's r is 0 where its block size is given instead
+    }
 
 
 # --- a job -----------------------------------------------------------------------------------------------------
@@ -173,10 +176,10 @@ def run_job(
     out = scale.results / "runs" / experiment_name / job_name
     work = scale.results / "work" / experiment_name / job_name
     with _only_one(work):
-        for spec in this.runs:
-            experiment(experiment_name).check(spec, scale.results)
+        check_runs(this.runs, scale.results)
+        progress = RunProgress(experiment_name, *_counts(scale, experiment_name))
         rows, metrics = [], []
-        for number, spec in enumerate(this.runs, 1):
+        for number, spec in enumerate(this.runs):
             folder = work / spec.run_id
             kept = _finished(folder)
             if kept is None:
@@ -198,12 +201,12 @@ def run_job(
                     raise
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 gc.collect()
-                if number == 1:
+                if number == 0:
                     # The Trainer collects garbage after each run, half a second over all that torch and transformers
                     # have imported: put what lives now out of the collector's sight.
                     gc.freeze()
                 kept = run_frame, metric_frame
-                _report(number, len(this.runs), row, values)
+                _report(progress, row, values)
             rows.append(kept[0])
             metrics.append(kept[1])
         runs_table = pd.concat(rows, ignore_index=True)
@@ -215,11 +218,26 @@ def run_job(
     return runs_table, metrics_table
 
 
-def _report(number: int, count: int, row: Mapping[str, Any], values: list[dict[str, Any]]) -> None:
+def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:
+    """How many runs an experiment has in all, and a function that counts those that are finished, by all of its jobs."""
+    every = jobs(scale, experiment_name)
+    out, work = (scale.results / part / experiment_name for part in ("runs", "work"))
+
+    def finished() -> int:
+        count = 0
+        for name, one in every.items():
+            if (out / name / "runs.parquet").is_file():
+                count += len(one.runs)
+            else:
+                count += sum((work / name / spec.run_id / "runs.parquet").is_file() for spec in one.runs)
+        return count
+
+    return sum(len(one.runs) for one in every.values()), finished
+
+
+def _report(progress: RunProgress, row: Mapping[str, Any], values: list[dict[str, Any]]) -> None:
+    """Prints one line on a finished run; `ether.notebook` passes it on to the terminal."""
     scores = [v["value"] for v in values if v["split"] != "train" and v["metric"] == "score"]
-    shown = f"{scores[-1]:6.2f}" if scores else "     -"
-    ending = "" if row["status"] == "finished" else f"  {row['status']}: {row['reason']}"
-    print(
-        f"[{number}/{count}] {row['method']}, {row['task']}, seed {row['seed']}: {shown}  ({row['wall_seconds']:.1f} s){ending}",
-        flush=True,
-    )
+    ending = "" if row["status"] == "finished" else f"{row['status']}: {row['reason']}"
+    line = progress.line(row["label"], row["task"], row["seed"], scores[-1] if scores else None, row["wall_seconds"], ending)
+    print(line, flush=True)

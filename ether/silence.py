@@ -1,9 +1,10 @@
-"""Silence while models are loaded."""
+"""Silence and economy while libraries are imported and models are loaded."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,3 +27,23 @@ def quiet(*also: str) -> Iterator[None]:
     finally:
         for logger, level in loggers:
             logger.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def hidden(*modules: str) -> Iterator[None]:
+    """Makes modules unimportable for a while, unless they are imported already.
+
+    For optional dependencies that another library would import together with itself, slowly and for nothing: jsonschema
+    (and with it nbformat) takes 1 s to build a parser for IRIs by ``rfc3987_syntax`` where that is installed, which it is
+    with JupyterLab, and uses it only in schemas that have the format ``iri``.
+
+    Args:
+        modules: names of top-level modules. Importing them raises ``ModuleNotFoundError`` meanwhile.
+    """
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks a module as absent
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)

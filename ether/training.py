@@ -1,10 +1,21 @@
-"""What every Trainer-based experiment needs beside the Trainer: stopping on divergence, resuming, AdaLoRA's schedule."""
+"""The one place that makes optimiser arguments, schedule, checkpoints and the divergence stop, for every experiment that trains.
+
+`training_arguments` turns a run's hyperparameters into transformers' arguments, and `train` runs the Trainer with them:
+
+    arguments = training_arguments(hyper, total_steps, seed, folder / "checkpoints", device, logging_steps=10)
+    trained = train(model, arguments, train_dataset=data, data_collator=collator)
+    trained.steps, trained.seconds, trained.losses, trained.status, trained.reason
+
+The optimiser is the Trainer's default, AdamW.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ether.results import atomic
+
+Rows = list[tuple[int, str, str, float]]  # (step, split, metric, value): what an experiment measures
+
+
+# --- hyperparameters -------------------------------------------------------------------------------------------
 
 
 def latest_checkpoint(folder: Path) -> str | None:
@@ -31,19 +47,42 @@ def latest_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def steps_in_all(hyper: Mapping[str, Any], examples: int) -> int:
+    """Optimizer steps of a run: ``max_steps`` where it is given, else ``epochs`` over the examples."""
+    per_epoch = math.ceil(examples / (hyper["batch_size"] * hyper["accumulation"]))
+    return int(hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"]))
+
+
+def checkpoint_interval(hyper: Mapping[str, Any], total_steps: int) -> int | None:
+    """Steps between checkpoints, or None where no checkpoint is written before the end of the run."""
+    steps = hyper.get("checkpoint_steps")
+    return int(steps) if steps and steps < total_steps else None
+
+
 def training_arguments(
     hyper: Mapping[str, Any], total_steps: int, seed: int, checkpoints: Path, device: str, **more: Any
 ) -> transformers.TrainingArguments:
-    """The Trainer's arguments from a run's hyperparameters, the same for every experiment; `more` has the last word."""
+    """The Trainer's arguments from a run's hyperparameters, the same for every experiment.
+
+    Args:
+        hyper: a run's hyperparameters, as ``workflow/schemas/scale.schema.yaml`` describes them. ``warmup_steps``, where
+            it is given, replaces ``warmup``, a share of all steps.
+        total_steps: optimizer steps of the whole run.
+        seed: the run's.
+        checkpoints: the folder of the run's checkpoints.
+        device: cpu | cuda.
+        more: further arguments of ``transformers.TrainingArguments``; they replace those made here.
+    """
     warmup = hyper.get("warmup_steps")
+    interval = checkpoint_interval(hyper, total_steps)
     saving: dict[str, Any] = {"save_strategy": "no"}
-    if hyper["checkpoint_steps"] and hyper["checkpoint_steps"] < total_steps:
-        saving = {"save_strategy": "steps", "save_steps": hyper["checkpoint_steps"], "save_total_limit": 2}
+    if interval:
+        saving = {"save_strategy": "steps", "save_steps": interval, "save_total_limit": 2}
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": total_steps,
         "per_device_train_batch_size": hyper["batch_size"],
-        "per_device_eval_batch_size": hyper["evaluation_batch_size"],
+        "per_device_eval_batch_size": hyper.get("evaluation_batch_size", hyper["batch_size"]),
         "gradient_accumulation_steps": hyper["accumulation"],
         "learning_rate": hyper["learning_rate"],
         "lr_scheduler_type": hyper["schedule"],
@@ -57,7 +96,7 @@ def training_arguments(
         "seed": seed,
         "use_cpu": device == "cpu",
         "logging_nan_inf_filter": False,
-        "train_sampling_strategy": "group_by_length" if hyper["group_by_length"] else "random",
+        "train_sampling_strategy": "group_by_length" if hyper.get("group_by_length") else "random",
         "disable_tqdm": True,
         "report_to": [],
         "dataloader_pin_memory": device != "cpu",
@@ -65,14 +104,74 @@ def training_arguments(
     return transformers.TrainingArguments(**(arguments | saving | more))
 
 
-def steps_in_all(hyper: Mapping[str, Any], examples: int) -> int:
-    """Optimizer steps of a run: ``max_steps`` where it is given, else ``epochs`` over the examples."""
-    per_epoch = math.ceil(examples / (hyper["batch_size"] * hyper["accumulation"]))
-    return int(hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"]))
+# --- training --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """What a call of `train` leaves."""
+
+    trainer: Trainer
+    steps: int
+    seconds: float
+    losses: Rows  # the logged training losses, in the split `train`
+    divergence: DivergenceStop
+    failure: str = ""  # of an operation whose numbers were infinite or singular
+
+    @property
+    def reason(self) -> str:
+        """Why the run diverged; empty if it did not. A later ``trainer.evaluate()`` with an infinite loss counts too."""
+        return self.failure or self.divergence.reason
+
+    @property
+    def status(self) -> str:
+        """finished | diverged."""
+        return "diverged" if self.reason else "finished"
+
+
+def train(
+    model: nn.Module,
+    arguments: transformers.TrainingArguments,
+    *,
+    adapted: nn.Module | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+    **options: Any,
+) -> Trained:
+    """Trains a model with transformers' Trainer, from its newest checkpoint where it has one.
+
+    Training stops at a loss that is not finite, or at an operation that fails because numbers have become infinite or
+    singular; both are results, with the reason in ``reason``.
+
+    Args:
+        model: returns a loss; its parameters that need a gradient are trained.
+        arguments: from `training_arguments`; checkpoints are in its ``output_dir``.
+        adapted: the adapted model, where ``model`` is a loss module around it; its tuner's rank schedule is followed.
+        callbacks: further ones, called after those that every run has.
+        options: further arguments of the Trainer, as ``train_dataset``.
+    """
+    divergence = DivergenceStop()
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        callbacks=[divergence, RankAllocation(model if adapted is None else adapted), *callbacks],
+        **options,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    failure = ""
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=latest_checkpoint(Path(str(arguments.output_dir))))
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        failure = f"{error}" or repr(error)
+    seconds = time.perf_counter() - started
+    losses: Rows = [
+        (int(entry["step"]), "train", "loss", float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry
+    ]
+    return Trained(trainer, int(trainer.state.global_step), seconds, losses, divergence, failure)
 
 
 class DivergenceStop(transformers.TrainerCallback):
-    """Stops a run whose loss is no longer finite: learning-rate sweeps are about divergence, so it is a result."""
+    """Stops a run whose loss is no longer finite. Learning-rate sweeps measure where that happens, so it is a result."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -122,8 +221,8 @@ class Trainer(transformers.Trainer):
 class RankAllocation(transformers.TrainerCallback):
     """Calls a tuner's ``update_and_allocate`` after each optimizer step (AdaLoRA's rank schedule).
 
-    The importance scores it averages and the ranks it has kept are no parameters: they are written beside each
-    checkpoint, or a resumed run would prune other ranks than an undisturbed one.
+    The importance scores it averages and the ranks it has kept are not parameters: they are written beside each
+    checkpoint, or a resumed run would prune other ranks than an uninterrupted one.
     """
 
     FILE = "rank_allocation.safetensors"
@@ -145,7 +244,7 @@ class RankAllocation(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Restores what the checkpoint that training resumes from had."""
+        """Restores the state beside the checkpoint that training resumes from."""
         file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
         if self.tuner is None or not state.global_step or not file.is_file():
             return

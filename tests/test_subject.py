@@ -23,6 +23,7 @@ from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.experiments import Experiment, perturbation, subject
 from ether.measures import geometry
+from ether.standins import __main__ as standins
 from ether.standins import diffusion as tiny_pipeline
 
 HUB = Path(__file__).resolve().parent.parent.parent / "shared" / "hub"
@@ -472,14 +473,13 @@ def test_the_perturbation_experiment_measures_a_growing_change(
 
 
 def test_the_command_writes_the_same_bytes_for_a_seed_and_others_for_another(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
     tiny_pipeline.write_mirror(tmp_path / "a")
-    monkeypatch.setattr(sys, "argv", ["tiny_pipeline", str(tmp_path / "b"), "--pipeline", "some/one", "--seed", "1"])
-    tiny_pipeline.main()
+    standins.main(["diffusion", str(tmp_path / "b"), "--pipeline", "some/one", "--seed", "1"])
     assert contents(tmp_path / "a") == {f"models/{k}": v for k, v in contents(mirror / "models").items()}
     assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'b' / 'models' / 'some' / 'one'}"
     weights = "unet/diffusion_pytorch_model.safetensors"

@@ -1,1 +1,1 @@
-"""Parts shared by the experiments on the text-to-image diffusion model."""
+"""The common parts of the experiments on text-to-image diffusion: data set, sampler, loss, evaluation, saved samples."""

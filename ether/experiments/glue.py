@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,23 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import matthews_corrcoef
 from torch import nn
 
 from ether import hub
 from ether.config import RunSpec
-from ether.errors import ConfigurationError
-from ether.experiments import Fitted, Loaded
+from ether.errors import one_of
+from ether.experiments.common import Fitted, Loaded, Rows, Skeleton
+from ether.results import digest
 from ether.silence import quiet
-from ether.training import (
-    DivergenceStop,
-    RankAllocation,
-    Trainer,
-    latest_checkpoint,
-    steps_in_all,
-    training_arguments,
-)
+from ether.training import steps_in_all, train, training_arguments
+
+MODEL, DATA = "glue.model.path", "glue.data.path"  # settings, as messages name them
+MEASURED = ("score", "accuracy", "pearson", "spearman", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +59,12 @@ def score(metric: str, outputs: np.ndarray, labels: np.ndarray) -> dict[str, flo
         outputs: logits (N, classes), or predictions (N, 1) for regression.
         labels: (N,).
 
-    A model whose outputs are not finite, or constant where a correlation is asked for, scores 0 there.
+    Values that are not finite count as 0, and a correlation with constant predictions is 0.
     """
     outputs = np.nan_to_num(np.asarray(outputs, dtype=np.float64))
     if metric == "pearson_spearman":
+        from scipy.stats import pearsonr, spearmanr
+
         predictions = outputs.reshape(-1)
         if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
             return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
@@ -79,57 +74,73 @@ def score(metric: str, outputs: np.ndarray, labels: np.ndarray) -> dict[str, flo
     predictions = outputs.argmax(axis=-1)
     accuracy = 100 * float((predictions == labels).mean())
     if metric == "matthews":
+        from sklearn.metrics import matthews_corrcoef
+
         return {"score": 100 * float(matthews_corrcoef(labels, predictions)), "accuracy": accuracy}
     return {"score": accuracy}
+
+
+# --- the experiment --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class GlueData:
+    """Tokenised splits of one task."""
+
+    train: Any
+    evaluation: Any
+    tokenizer: Any
 
 
 class Glue:
     """The GLUE experiment."""
 
-    # --- before training ---
-
     def _task(self, spec: RunSpec) -> Task:
+        if spec.task not in TASKS:
+            raise one_of("task", spec.task, TASKS, "glue.tasks")
         return TASKS[spec.task]
 
     def _splits(self, spec: RunSpec) -> tuple[str, str]:
-        task = self._task(spec)
-        return "train", spec.settings["data"].get("evaluation_split") or task.evaluation_split
+        return "train", spec.settings["data"].get("evaluation_split") or self._task(spec).evaluation_split
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Model, splits and columns are there, and every block count divides its dimensions."""
-        source = hub.model_source(spec.settings["model"], spec.resources, results)
+        """The model is there, and the data with its splits and columns."""
+        hub.model_source(spec.settings["model"], spec.resources, results)
         data = hub.data_source(spec.settings["data"], spec.resources, results)
         for split in self._splits(spec):
             if data.folder is not None:
-                hub.check_columns(data, spec.task, split, (*self._task(spec).columns, "label"), "glue.data.path")
-        _adaptable(source, _freeze(spec.adapt), spec.settings["layers"], tuple(spec.settings["head"]),
-                   self._task(spec).labels)  # fmt: skip
+                hub.check_columns(data, spec.task, split, (*self._task(spec).columns, "label"), DATA)
 
-    # --- loading ---
+    def skeleton(self, spec: RunSpec, results: Path) -> Skeleton:
+        """The encoder with a head for the task's number of labels."""
+        source, labels = hub.model_source(spec.settings["model"], spec.resources, results), self._task(spec).labels
 
-    def load(self, spec: RunSpec, results: Path, device: str) -> Loaded:
-        """The pretrained encoder with a fresh head, and the tokenised splits."""
-        task, wanted = self._task(spec), spec.settings["model"]
-        source = hub.model_source(wanted, spec.resources, results)
-        data = hub.data_source(spec.settings["data"], spec.resources, results)
-        hyper = spec.hyperparameters
+        def build() -> nn.Module:
+            with hub.explained(source, "model", MODEL), quiet():
+                config = transformers.AutoConfig.from_pretrained(source.location, num_labels=labels, **source.pin)
+                return transformers.AutoModelForSequenceClassification.from_config(config)
+
+        return Skeleton(digest(["glue", source.location, source.pin, labels], 32), build, "SEQ_CLS")
+
+    def load(self, spec: RunSpec, results: Path, device: str) -> Loaded[GlueData]:
+        """The pretrained encoder with a new head, and the tokenised splits."""
+        task, settings, hyper = self._task(spec), spec.settings, spec.hyperparameters
+        source = hub.model_source(settings["model"], spec.resources, results)
+        data = hub.data_source(settings["data"], spec.resources, results)
+        limits = (settings["limits"]["train"], settings["limits"]["evaluation"])
         train, evaluation = (
             _tokenised(source, data, spec.task, split, hyper["max_length"], limit)
-            for split, limit in zip(
-                self._splits(spec),
-                (spec.settings["limits"]["train"], spec.settings["limits"]["evaluation"]),
-                strict=True,
-            )
+            for split, limit in zip(self._splits(spec), limits, strict=True)
         )
-        dtype = wanted.get("dtype", "float32")
+        dtype = settings["model"].get("dtype", "float32")
         transformers.set_seed(spec.seed)  # the head's initialisation
-        with hub.explained(source, "model", "glue.model.path"), quiet():
+        with hub.explained(source, "model", MODEL), quiet():
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source.location,
                 num_labels=task.labels,
                 problem_type="regression" if task.labels == 1 else "single_label_classification",
-                dtype=getattr(torch, dtype),  # transformers 5 would take a half-precision checkpoint's own
-                use_safetensors=source.safetensors(wanted),
+                dtype=getattr(torch, dtype),  # without it transformers 5 takes the precision of the checkpoint
+                use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
         return Loaded(
@@ -141,59 +152,46 @@ class Glue:
             data_name=f"{data.name}/{spec.task}",
             data_fingerprint=f"{train._fingerprint}-{evaluation._fingerprint}",
             dtype=dtype,
-            data={"train": train, "evaluation": evaluation, "tokenizer": _tokenizer(source)},
+            data=GlueData(train, evaluation, _tokenizer(source)),
         )
 
-    # --- training ---
-
-    def fit(self, loaded: Loaded, model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
+    def fit(self, loaded: Loaded[GlueData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
         """Trains with the Trainer; evaluates ``evaluations`` times, evenly spaced, the last at the end."""
-        task, hyper = self._task(spec), spec.hyperparameters
+        task, hyper, data = self._task(spec), spec.hyperparameters, loaded.data
         every = max(1, loaded.total_steps // hyper["evaluations"])
-        checkpoints = folder / "checkpoints"
         arguments = training_arguments(
             hyper,
             loaded.total_steps,
             spec.seed,
-            checkpoints,
+            folder / "checkpoints",
             device,
             eval_strategy="steps",
             eval_steps=every,
             logging_steps=every,
             label_names=["labels"],
         )
-        divergence = DivergenceStop()
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=loaded.data["train"],
-            eval_dataset=loaded.data["evaluation"],
-            data_collator=transformers.DataCollatorWithPadding(loaded.data["tokenizer"]),
+        trained = train(
+            model,
+            arguments,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            data_collator=transformers.DataCollatorWithPadding(data.tokenizer),
             compute_metrics=lambda p: score(task.metric, _first(p.predictions), _first(p.label_ids)),
-            callbacks=[divergence, RankAllocation(model)],
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        started = time.perf_counter()
-        outcome = trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
-        seconds = time.perf_counter() - started
-        history = [entry for entry in trainer.state.log_history if "eval_score" in entry]
-        if not history or history[-1]["step"] != trainer.state.global_step:
-            history.append({**trainer.evaluate(), "step": trainer.state.global_step})
-        rows: list[tuple[int, str, str, float]] = []
-        for entry in history:
-            for key, value in entry.items():
-                name = key.removeprefix("eval_")
-                if key.startswith("eval_") and name in ("score", "accuracy", "pearson", "spearman", "loss"):
-                    rows.append((int(entry["step"]), "validation", name, float(value)))
-        for entry in trainer.state.log_history:
-            if "loss" in entry:
-                rows.append((int(entry["step"]), "train", "loss", float(entry["loss"])))
-        status, reason = ("diverged", divergence.reason) if divergence.reason else ("finished", "")
-        return Fitted(rows, int(outcome.global_step), seconds, status, reason)
+        history = [entry for entry in trained.trainer.state.log_history if "eval_score" in entry]
+        if not history or history[-1]["step"] != trained.steps:
+            history.append({**trained.trainer.evaluate(), "step": trained.steps})
+        rows: Rows = [
+            (int(entry["step"]), "validation", key.removeprefix("eval_"), float(value))
+            for entry in history
+            for key, value in entry.items()
+            if key.startswith("eval_") and key.removeprefix("eval_") in MEASURED
+        ]
+        return Fitted(rows + trained.losses, trained.steps, trained.seconds, trained.status, trained.reason)
 
 
 def _first(output: Any) -> np.ndarray:
-    """A model's logits, where it returns more than them."""
+    """A model's logits, where it returns more."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -202,7 +200,7 @@ def _first(output: Any) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(source: hub.Source) -> Any:
-    with hub.explained(source, "model", "glue.model.path"), quiet():
+    with hub.explained(source, "model", MODEL), quiet():
         return transformers.AutoTokenizer.from_pretrained(source.location, **source.pin)
 
 
@@ -213,7 +211,7 @@ def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_
 
     datasets.disable_progress_bars()
     columns = TASKS[task].columns
-    examples = hub.load_split(data, task, split, (*columns, "label"), "glue.data.path")
+    examples = hub.load_split(data, task, split, (*columns, "label"), DATA)
     if limit is not None and limit < len(examples):
         examples = examples.shuffle(seed=0).select(range(limit))
     tokenizer = _tokenizer(source)
@@ -225,25 +223,6 @@ def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_
 
     with quiet():
         return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)
-
-
-def _freeze(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-@functools.lru_cache(maxsize=256)
-def _adaptable(source: hub.Source, how: str, layers: str, head: tuple[str, ...], labels: int) -> None:
-    """Applies the method to the model's architecture on the meta device: shapes are checked, nothing is loaded."""
-    from ether.methods import adapt as methods
-
-    with hub.explained(source, "model", "glue.model.path"), quiet():
-        config = transformers.AutoConfig.from_pretrained(source.location, num_labels=labels, **source.pin)
-    with torch.device("meta"), quiet():
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
-    values = dict.fromkeys(("dropout",), 0.0) | methods.step_values(100)
-    adapted = methods.adapt(model, json.loads(how), layers=layers, head=head, task_type="SEQ_CLS", values=values)
-    if methods.trainable(adapted) == 0:
-        raise ConfigurationError(f"{how} leaves nothing to train on {source.name}.")
 
 
 EXPERIMENT = Glue()

@@ -1,4 +1,4 @@
-"""``python -m ether.foundation NAME --out FOLDER``: make a foundation model anew."""
+"""``python -m ether.foundation NAME --out FOLDER``: pretrain a foundation model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from ether.foundation import MODELS, pretrain
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ether.foundation", description="Make a foundation model anew.")
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ether.foundation", description="Pretrain a foundation model.")
     parser.add_argument("name", help=f"one of: {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: as the shipped model)")
-    parser.add_argument("--seed", type=int, help="seed of weights, corpus and masks (default 0)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default 1; another number gives other rounding)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the shipped model)")
+    parser.add_argument("--seed", type=int, help="seed of weights, corpus and batches (default: 0)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: 1; another number rounds differently)")
     arguments = vars(parser.parse_args())
     name, out = arguments.pop("name"), arguments.pop("out")
     try:
-        pretrain(name, out, **{k: v for k, v in arguments.items() if v is not None})
+        pretrain(name, out, **{key: value for key, value in arguments.items() if value is not None})
     except EtherError as error:
         sys.exit(f"error: {error}")
 

@@ -6,9 +6,7 @@ downloaded and nothing is allocated, so counting over them is exact on any machi
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 
 from ether.errors import ConfigurationError, one_of
+from ether.silence import quiet
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def architecture(name: str) -> Architecture:
 def meta_model(name: str, **size: Any) -> nn.Module:
     """The model `name` of ARCHITECTURES on the meta device, as its library builds it.
 
-    `size` goes to its builder: `layers` for fewer transformer layers (not the UNet), `num_labels` for the head of
+    `size` is passed to its builder: `layers` for fewer transformer layers (not the UNet), `num_labels` for the head of
     deberta-v3-base (default 3, MNLI's) and vit-b16 (default 0, no head). Raises ConfigurationError for an unknown
     architecture, or one that does not take such a size.
     """
@@ -178,11 +177,3 @@ def meta_model(name: str, **size: Any) -> nn.Module:
             return entry.build(**size)
         except TypeError as error:
             raise ConfigurationError(f"The architecture {name} does not take {size}: {error}.") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences warnings about initial values, which a meta tensor does not have, and about kernels it does not need."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,13 +1,13 @@
-"""What one fine-tuning step costs: floating-point operations and memory, counted on shapes alone.
+"""Floating-point operations of one fine-tuning step, counted on shapes alone.
 
 A step is forward, loss and backward of one batch. Matrix products are counted by torch's FlopCounterMode, 2 m n k each;
 no weight exists while counting, so Llama-2-7B takes seconds on a laptop. Two ways of computing the same adapted layer:
 
 * `weight_side_step`: the transformed weight is built from H and W and then used, as in Sec. 3.4 and the released code.
-  This is the convention behind Table 1: query, key and value in one fused weight that is rebuilt as a whole (so that it
+  This is the convention of Table 1: query, key and value in one fused weight that is rebuilt as a whole (so that it
   gets a dense gradient, too), query and value adapted, attention by plain matrix products, nothing before layer 0
   trained. `closed_form` gives the same number by arithmetic.
-* `package_step`: adapters as users run them, PEFT's or this package's, in transformers' own models.
+* `package_step`: the adapters of PEFT and of this package as users run them, in the models of transformers.
 
 Transformer layers after the first are alike, so one- and two-layer models are counted and extended to full depth; that
 is exact.
@@ -27,10 +27,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from ether.errors import one_of
-from ether.methods.layer_sets import layer_set as layer_set_pattern
-from ether.measures.architectures import LLAMA_2_7B, PHI_1_5, architecture, meta_model, quiet
+from ether.errors import ConfigurationError, one_of
+from ether.measures.architectures import LLAMA_2_7B, PHI_1_5, architecture, meta_model
+from ether.measures.parameters import settings
 from ether.measures.weight_side import multiplier_class, put_on
+from ether.methods.adapt import peft_config_class
+from ether.methods.layer_sets import layer_set as layer_set_pattern
+from ether.silence import quiet
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,27 @@ def stack(name: str) -> Stack:
     if name not in STACKS:
         raise one_of("decoder", name, STACKS, "ether/measures/flops.py")
     return STACKS[name]
+
+
+def weight_side_rule(adapt: Mapping[str, Any]) -> tuple[str, int]:
+    """Rule and size of a method on the weight side, from the `adapt` section of its file.
+
+    LORA: "low-rank" and the rank; ETHER: "reflection" or "relaxed-reflection" and the number of blocks; OFT: "orthogonal" and
+    the number of blocks. The arguments of `weight_side_step` and `closed_form`.
+
+    Raises:
+        ConfigurationError: a method of another kind, or an OFT given by its block size.
+    """
+    config = adapt.get("config") or {}
+    if adapt.get("type") == "LORA":
+        return "low-rank", config["r"]
+    if adapt.get("type") == "ETHER":
+        return ("relaxed-reflection" if config.get("relaxed") else "reflection"), config.get("n_blocks", 1)
+    if adapt.get("type") == "OFT" and config.get("r"):
+        return "orthogonal", config["r"]
+    raise ConfigurationError(
+        f"The weight side is counted for LORA, ETHER, and OFT with a number of blocks (adapt.config.r), not for {dict(adapt)}."
+    )
 
 
 class LowRank(nn.Module):
@@ -225,14 +249,14 @@ def reflection_work(tokens: int, d: int, terms: int, input_gradient: bool = True
 
     ETHER has one term, ETHER+ two a side. Forward: an inner product and an update, 4 d a term. Backward: an inner
     product with the incoming gradient, 2 d; the gradients of the outer product's two vectors, 4 d; and 2 d for the
-    input's gradient where it is wanted. The number of blocks does not matter. Normalising the vectors, O(d) a step, is
+    input's gradient where it is needed. The number of blocks does not matter. Normalising the vectors, O(d) a step, is
     left out.
     """
     return 4 * tokens * d * terms, (6 + 2 * input_gradient) * tokens * d * terms
 
 
 class _CountedReflection(torch.autograd.Function):
-    """Stands in for `ether.reflection.reflect`: same inputs, same shapes of results and gradients."""
+    """Replaces `ether.reflection.reflect` while counting: same inputs, same shapes of results and gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, u: torch.Tensor, v: Any, shift: Any, work: list[int]) -> torch.Tensor:
@@ -252,7 +276,7 @@ class _CountedReflection(torch.autograd.Function):
 
 @contextlib.contextmanager
 def _reflections_counted() -> Iterator[list[int]]:
-    """While open, ETHER's layers report their reflections' work here, by formula, instead of doing it."""
+    """In this context ETHER's layers append the operations of their reflections, by formula, instead of computing them."""
     from ether.tuners import layer
 
     work: list[int] = []
@@ -265,12 +289,12 @@ def _reflections_counted() -> Iterator[list[int]]:
 
 
 def adapted_decoder(name: str, how: Mapping[str, Any], layers: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Transformers' model `name` on the meta device, `layers` deep, adapted as `how` says.
+    """Transformers' model `name` on the meta device, with `layers` layers, adapted as `how` describes.
 
-    `how`: {kind: peft, type, config} as in a method's YAML, or {kind: weight-side, rule, size}. Adapters are put on the
+    `how`: {kind: peft, type, config} as in a method's YAML, or {kind: weight-side, rule, size}. Adapters are applied to the
     layer set that the paper adapts. Raises ConfigurationError for an unknown kind, type or rule.
     """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
+    from peft import get_peft_model
 
     entry = architecture(name)
     pattern = layer_set_pattern(entry.model_type, entry.layer_set)
@@ -279,11 +303,8 @@ def adapted_decoder(name: str, how: Mapping[str, Any], layers: int, dtype: torch
         if how["kind"] == "weight-side":
             return put_on(model, pattern, how["rule"], how["size"])
         if how["kind"] == "peft":
-            known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-            if how["type"] not in known:
-                raise one_of("PEFT type", how["type"], known, "adapt.type")
-            config: Any = known[how["type"]]
-            return get_peft_model(model, config(target_modules=pattern, **(how.get("config") or {})))  # type: ignore[arg-type]
+            config: Any = peft_config_class(how["type"])
+            return get_peft_model(model, config(target_modules=pattern, **settings(how)))  # type: ignore[arg-type]
     raise one_of("kind", how["kind"], ("peft", "weight-side"), "ether/measures/flops.py")
 
 
@@ -297,17 +318,19 @@ def language_model_loss(
         "input_ids": ids,
         "labels": ids,
         "use_cache": False,
-        "attention_mask": torch.zeros(batch, 1, tokens, tokens, dtype=dtype),  # ready-made: making one reads values
+        "attention_mask": torch.zeros(
+            batch, 1, tokens, tokens, dtype=dtype
+        ),  # given, since the model would read values to make one
     }
     return (model(**inputs) if state is None else torch.func.functional_call(model, dict(state), (), inputs)).loss
 
 
 def package_step(name: str, how: Mapping[str, Any], tokens: int, batch: int = 1) -> Step:
-    """One step of transformers' model `name` with an adapter on query and value, each a matrix of its own.
+    """One step of transformers' model `name` with an adapter on query and value, which are separate matrices.
 
     Arguments as for `adapted_decoder`; `batch` sequences of `tokens`. ETHER's reflections are counted by
-    `reflection_work`, not by what its implementation happens to call, so the number of blocks makes no difference. What
-    other adapters do outside matrix products (LoRA's scaling and addition) is not counted.
+    `reflection_work`, whatever its implementation calls, so the number of blocks makes no difference. What other adapters do
+    outside matrix products (LoRA's scaling and addition) is not counted.
     """
     return _package_step(name, json.dumps(how, sort_keys=True), tokens, batch)
 

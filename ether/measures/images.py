@@ -1,7 +1,7 @@
-"""Image metrics of subject-driven generation (Sec. 5.1.1, Tables 2, 6 and 11) over a scale's judge models.
+"""Image metrics of subject-driven generation (Sec. 5.1.1, Tables 2, 6 and 11), computed by a scale's judge models.
 
-Images are tensors (N, 3, H, W) of floats in [0, 1]. Judges are loaded by transformers from a folder or a hub id; what
-their ``preprocessor_config.json`` says is done here with torch alone, so that torchvision is never imported.
+Images are tensors (N, 3, H, W) of floats in [0, 1]. Judges are transformers models (`ether.diffusion.judges` loads
+them); their preprocessing is done here with torch alone, so that torchvision is never imported.
 
 DINO    mean cosine over all (real, generated) pairs of the class token of a self-supervised ViT;
 CLIP-I  the same with CLIP's image embedding;
@@ -10,31 +10,28 @@ LPIPS   a perceptual distance, under two pairings, since the paper's word ("dive
         ``lpips_real`` over all (real, generated) pairs, as OFT's evaluation does, and ``lpips_prompt`` over the pairs of
         images generated for one prompt.
 
-The row of real images is the same with the real images in both places and no image compared with itself.
+The row of real images has the real images in both places, and no image is compared with itself.
 
 The network behind LPIPS is either the published one (``alex``: AlexNet and learned weights, which need torchvision), or
-LPIPS's formula over the layers of the judge ViT without learned weights (``judge``). The two are not comparable; tables
-name the one they show.
+LPIPS's formula over the layers of the judge ViT without learned weights (``judge``). Their values cannot be compared with
+each other; tables name the network they used.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import transformers
 from torch.nn import functional
-from torchmetrics.functional.pairwise import pairwise_cosine_similarity
-from transformers.utils.hub import cached_file
 
-from ether import hub
-from ether.errors import ConfigurationError, MissingResourceError, one_of
+from ether.errors import MissingResourceError
+
+if TYPE_CHECKING:
+    import transformers
 
 __all__ = [
     "LPIPS_NETWORKS",
@@ -42,16 +39,15 @@ __all__ = [
     "ClipJudge",
     "Generated",
     "Judges",
+    "PerceptualDistance",
     "Preprocessing",
     "Real",
     "ViTDistance",
     "VisionJudge",
-    "load_judges",
     "measure",
     "measure_real",
     "need_torchvision",
     "pair_similarity",
-    "preprocessing",
     "same_prompt_mean",
 ]
 
@@ -62,7 +58,7 @@ LPIPS_NETWORKS = {
 BATCH = 64
 
 
-# --- from images to what a model reads -------------------------------------------------------------------------
+# --- from images to the input of a model -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -90,45 +86,6 @@ class Preprocessing:
             images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
-
-
-def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = "") -> Preprocessing:
-    """What the checkpoint's ``preprocessor_config.json`` asks for.
-
-    Args:
-        source: folder or hub id.
-        size: the side the model reads, where the file does not say.
-        setting: the key of the scale that names the checkpoint, for messages.
-        subfolder: where in the folder or repository the checkpoint lies.
-
-    Raises:
-        MissingResourceError: no such file.
-    """
-    with hub.explained(source, "model", setting):
-        file = cached_file(source.location, "preprocessor_config.json", subfolder=subfolder, **source.pin)
-        if file is None:
-            raise MissingResourceError(
-                f"The model {source.name!r} has no preprocessor_config.json, so it is not known how images are to be "
-                f"prepared for it. Add the file, or change `{setting}` in workflow/scales/."
-            )
-        said: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    wanted = said.get("size", size) if said.get("do_resize", True) else size
-    if isinstance(wanted, Mapping):
-        wanted = wanted["shortest_edge"] if "shortest_edge" in wanted else (wanted["height"], wanted["width"])
-    elif not said.get("do_center_crop", False):
-        wanted = (wanted, wanted)  # a bare number without a crop is a square
-    crop = said.get("crop_size") if said.get("do_center_crop", False) else None
-    if isinstance(crop, Mapping):
-        crop = (crop["height"], crop["width"])
-    elif crop is not None:
-        crop = (crop, crop)
-    return Preprocessing(
-        wanted,
-        crop,
-        tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
-        tuple(said.get("image_std", (0.5, 0.5, 0.5))),
-        "bilinear" if said.get("resample", 3) == 2 else "bicubic",  # PIL's numbers
-    )
 
 
 # --- judges ----------------------------------------------------------------------------------------------------
@@ -192,16 +149,16 @@ class ClipJudge:
 
 
 class PerceptualDistance(Protocol):
-    """A distance between images, by what a network makes of them."""
+    """A distance between images, from the features that a network computes of them."""
 
     def encode(self, images: torch.Tensor) -> Any:
-        """What ``table`` compares, for (N, 3, H, W)."""
+        """The features that ``table`` compares, of (N, 3, H, W)."""
 
     def table(self, a: Any, b: Any) -> torch.Tensor:
         """(N, M), float64: the distance of every image of a to every image of b."""
 
     def rows(self, a: Any, indices: Sequence[int]) -> Any:
-        """What ``encode`` would give for some of the images."""
+        """What ``encode`` would return for some of the images."""
 
 
 class ViTDistance:
@@ -229,7 +186,7 @@ class ViTDistance:
 
 
 def need_torchvision() -> None:
-    """Nothing where the published LPIPS can be had.
+    """Checks that the published LPIPS can be computed.
 
     Raises:
         MissingResourceError: torchvision is not installed.
@@ -284,53 +241,6 @@ class Judges:
     lpips_name: str = ""
 
 
-def load_judges(wanted: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
-    """Loads a scale's judges.
-
-    Args:
-        wanted: ``dino`` and ``clip``, each with ``path``, ``revision`` and ``weights`` (safetensors | bin) as a scale's
-            ``model`` has them, and ``subfolder`` where several models share a path; ``lpips``: judge | alex.
-        resources: mirror and foundation.
-        results: ``results/<scale>``.
-        device: where they run.
-
-    Raises:
-        MissingResourceError: a judge is not there, or ``alex`` without torchvision.
-        ConfigurationError: another perceptual distance; a checkpoint without patches or without a class token.
-    """
-    if wanted["lpips"] not in LPIPS_NETWORKS:
-        raise one_of("perceptual distance", wanted["lpips"], LPIPS_NETWORKS, "subject.judges.lpips")
-    loaded: dict[str, Any] = {}
-    with torch.random.fork_rng(devices=[]):  # a head the checkpoint lacks must not use up the run's random numbers
-        loaders: dict[str, Any] = {"dino": transformers.AutoModel, "clip": transformers.CLIPModel}
-        for role, loader in loaders.items():
-            source = hub.model_source(wanted[role], resources, results)
-            setting, subfolder = f"subject.judges.{role}.path", wanted[role].get("subfolder") or ""
-            place: dict[str, Any] = {"subfolder": subfolder, **source.pin}
-            with hub.explained(source, "model", setting):
-                loaded[role] = loader.from_pretrained(
-                    source.location,
-                    dtype=torch.float32,
-                    use_safetensors=source.safetensors(wanted[role]),
-                    **place,
-                ).to(device)
-                if role == "clip":
-                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **place)
-            config = loaded[role].config
-            side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-            if not isinstance(side, int):
-                raise ConfigurationError(
-                    f"The model {source.name!r} does not say which image size it reads: `{setting}` takes a vision "
-                    "transformer with a class token (ViT, DINO, DINOv2) or, for clip, a CLIP model."
-                )
-            loaded[f"{role}_prepare"] = preprocessing(source, side, setting, subfolder)
-            loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
-    dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
-    clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])
-    distance: PerceptualDistance = AlexDistance(device) if wanted["lpips"] == "alex" else ViTDistance(dino)
-    return Judges(dino, clip, distance, LPIPS_NETWORKS[wanted["lpips"]])
-
-
 # --- metrics ---------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +249,8 @@ def pair_similarity(a: torch.Tensor, b: torch.Tensor | None = None) -> float:
 
     a: (N, D); b: (M, D). NaN where there is no pair.
     """
+    from torchmetrics.functional.pairwise import pairwise_cosine_similarity
+
     if b is not None:
         return float(pairwise_cosine_similarity(a.double(), b.double()).mean()) if len(a) and len(b) else math.nan
     if len(a) < 2:
@@ -362,15 +274,15 @@ def same_prompt_mean(table: torch.Tensor, prompts: Sequence[int]) -> float:
     """
     means = []
     for prompt in sorted(set(prompts)):
-        own = [index for index, other in enumerate(prompts) if other == prompt]
-        if len(own) > 1:
-            means.append(_self_mean(table[own][:, own]))
+        same = [index for index, other in enumerate(prompts) if other == prompt]
+        if len(same) > 1:
+            means.append(_self_mean(table[same][:, same]))
     return sum(means) / len(means) if means else math.nan
 
 
 @dataclass
 class Real:
-    """The real images of a subject, as the judges see them; computed once."""
+    """The judges' features of a subject's real images; computed once."""
 
     dino: torch.Tensor
     clip: torch.Tensor
@@ -384,16 +296,16 @@ class Real:
 
 @dataclass
 class Generated:
-    """Generated images as the judges see them, each with the number of its prompt and the prompt's embedding."""
+    """The judges' features of generated images, each with the number of its prompt and the prompt's embedding."""
 
     prompts: list[int]
     dino: torch.Tensor
     clip: torch.Tensor
-    text: torch.Tensor  # (N, D), a row an image
+    text: torch.Tensor  # (N, D), one row for each image
     lpips: Any
     real_table: torch.Tensor  # (real, N)
-    own_table: torch.Tensor  # (N, N)
-    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # per-image values of other readers, (N,)
+    prompt_table: torch.Tensor  # (N, N), of images with the same prompt; 0 elsewhere
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # further values for each image, (N,)
 
     @classmethod
     def of(cls, images: torch.Tensor, prompts: Sequence[int], texts: Mapping[int, str], real: Real, judges: Judges) -> Generated:
@@ -401,11 +313,11 @@ class Generated:
         numbers = sorted(set(prompts))
         embedded = judges.clip.text_features([texts[number] for number in numbers]).cpu()
         encoded = judges.lpips.encode(images)
-        own = torch.zeros(len(images), len(images), dtype=torch.float64)
+        within = torch.zeros(len(images), len(images), dtype=torch.float64)
         for number in numbers:  # images of different prompts are never compared with each other
             same = [index for index, prompt in enumerate(prompts) if prompt == number]
             part = judges.lpips.rows(encoded, same)
-            own[torch.tensor(same).unsqueeze(1), torch.tensor(same)] = judges.lpips.table(part, part)
+            within[torch.tensor(same).unsqueeze(1), torch.tensor(same)] = judges.lpips.table(part, part)
         return cls(
             list(prompts),
             judges.dino.features(images).cpu(),
@@ -413,7 +325,7 @@ class Generated:
             embedded[[numbers.index(prompt) for prompt in prompts]],
             encoded,
             judges.lpips.table(real.lpips, encoded),
-            own,
+            within,
         )
 
 
@@ -431,7 +343,7 @@ def measure(generated: Generated, real: Real, among: Sequence[int] | None = None
         "clip_i": pair_similarity(real.clip, generated.clip[kept]),
         "clip_t": float(text.mean()) if kept else math.nan,
         "lpips_real": float(generated.real_table[:, kept].mean()) if kept else math.nan,
-        "lpips_prompt": same_prompt_mean(generated.own_table[kept][:, kept], [generated.prompts[i] for i in kept]),
+        "lpips_prompt": same_prompt_mean(generated.prompt_table[kept][:, kept], [generated.prompts[i] for i in kept]),
     }
     return values | {name: float(one[kept].double().mean()) for name, one in generated.extra.items()}
 

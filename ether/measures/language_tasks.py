@@ -89,14 +89,14 @@ def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) ->
         path = data / name / configuration / f"{SPLITS[split][name]}.parquet"
         if not path.is_file():
             raise MissingResourceError(
-                f"{path} is missing: write the world of facts with `python -m ether.worlds.facts {root}` or run the workflow."
+                f"{path} is missing: write the world of facts with `python -m ether.worlds facts {root}` or run the workflow."
             )
         return str(path)
 
     subjects = sorted(path.name for path in (data / "mmlu").glob("*") if path.is_dir())
     if not subjects:
         raise MissingResourceError(
-            f"{data / 'mmlu'} has no subjects: write the world of facts with `python -m ether.worlds.facts {root}`."
+            f"{data / 'mmlu'} has no subjects: write the world of facts with `python -m ether.worlds facts {root}`."
         )
     group = Group.from_config(GroupConfig(**_load(folder, "mmlu", subjects=[f"facts_mmlu_{s}" for s in subjects])))
     for subject in subjects:

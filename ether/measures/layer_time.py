@@ -1,6 +1,6 @@
-"""Seconds of one adapted layer, forward and backward, on the machine at hand: every method in one run, in turns.
+"""Seconds of one adapted layer, forward and backward, on this machine: every method in one run, in turns.
 
-A glance for Table 1, not a benchmark: `benchmarks/layer.py` measures more shapes, memory, and the weight side.
+A short measurement for Table 1, not a benchmark: `benchmarks/layer.py` measures more shapes, memory, and the weight side.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def layer_times(
     device: str = "cpu",
     seconds: float = 10.0,
 ) -> pd.DataFrame:
-    """Times a frozen `width` x `width` linear layer under each method, the input wanting a gradient as in a network.
+    """Times a frozen `width` x `width` linear layer under each method; the input requires a gradient, as in a network.
 
     Args:
         width: inputs and outputs of the layer.
         tokens: rows of the one input.
-        methods: name -> {type, config} of a PEFT adapter, as in a method's YAML.
-        reference: the method to which the others' times are set in relation, round by round.
+        methods: name -> {type, config} of a PEFT adapter, as in the `adapt` section of a method's YAML.
+        reference: the method that the others' times are divided by, round by round.
         device: "cpu" (float32) or "cuda" (frozen layer and input in bfloat16, adapters in float32, as PEFT makes them).
-        seconds: no further round is begun after this time; there are at least three.
+        seconds: no further round starts after this time; there are at least three.
 
     Returns:
         Columns `method`, `seconds` (median over rounds), `ratio` (median of the ratios to `reference` within a round),
@@ -65,8 +65,8 @@ def layer_times(
     for layer in layers.values():
         once(layer)
     rounds: list[dict[str, float]] = []
-    begun = time.perf_counter()
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - begun < seconds):
+    started = time.perf_counter()
+    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - started < seconds):
         rounds.append({method: once(layer) for method, layer in layers.items()})
     taken = pd.DataFrame(rounds)
     ratios = taken.div(taken[reference], axis=0)
@@ -86,6 +86,7 @@ def _adapted(weight: torch.Tensor, how: Mapping[str, Any]) -> nn.Module:
     """A bias-free linear layer that shares `weight`, inside PEFT's wrapper."""
     import peft
 
+    from ether.measures.parameters import settings
     from ether.methods.adapt import peft_config_class
 
     outputs, inputs = weight.shape
@@ -93,7 +94,7 @@ def _adapted(weight: torch.Tensor, how: Mapping[str, Any]) -> nn.Module:
     base.weight = nn.Parameter(weight, requires_grad=False)
     config: Any = peft_config_class(how["type"])
     model: Any = nn.Sequential(base)
-    return peft.get_peft_model(model, config(target_modules=["0"], **(how.get("config") or {}))).train()
+    return peft.get_peft_model(model, config(target_modules=["0"], **settings(how))).train()
 
 
 def _wait(device: str) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ether.measures.architectures import architecture, quiet
+from ether.measures.architectures import architecture
 from ether.measures.flops import adapted_decoder, full_depth, language_model_loss
+from ether.silence import quiet
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,20 @@ def _step_memory(name: str, how: str, tokens: int, batch: int, dtype: torch.dtyp
 
 
 def _saved(model: nn.Module, tokens: int, batch: int) -> int:
-    """Bytes that autograd keeps between forward and backward, the model's own tensors left out."""
+    """Bytes that autograd keeps between forward and backward, without the model's parameters and buffers."""
     with FakeTensorMode(), quiet():
-        # Stand-ins without values on a pretended CPU: unlike meta tensors they let code ask for its device.
+        # Tensors without values that report to be on the CPU: unlike meta tensors they pass checks of the device.
         state = {
             key: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
             for key, t in [*model.named_parameters(), *model.named_buffers()]
         }
-        own = {t.untyped_storage()._cdata for t in state.values()}
+        model_storages = {t.untyped_storage()._cdata for t in state.values()}
         saved: dict[int, torch.UntypedStorage] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                saved[storage._cdata] = storage  # held, so that no later storage takes over its identity
+            if storage._cdata not in model_storages:
+                saved[storage._cdata] = storage  # kept, so that no later storage has the same address
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

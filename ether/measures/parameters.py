@@ -1,9 +1,9 @@
 """Trainable parameters, counted on models of the real architectures without weights.
 
-`count` answers twice for a method: what the adapter really trains when it is put on the model (PEFT's own number), and
-what a named counting convention gives. A convention is a name in `CONVENTIONS` or a sum of `TERMS` written as text
-("low-rank", "reflection + head"). Each term is a closed form over the shapes of the adapted layers; a layer `d -> f`
-multiplies a weight W of d x f, as in the paper.
+`count` gives two numbers for a method: the parameters that are trained when it is applied to the model (PEFT's number), and
+the count under a named convention. A convention is a name in `CONVENTIONS` or a sum of `TERMS` written as text ("low-rank",
+"reflection + head"). Each term is a closed form over the shapes of the adapted layers; a layer `d -> f` multiplies a weight W
+of d x f, as in the paper.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ import torch
 from torch import nn
 
 from ether.errors import ConfigurationError, one_of
+from ether.measures.architectures import architecture, meta_model
+from ether.methods import adapt as methods
 from ether.methods.layer_sets import layer_set as layer_set_pattern
-from ether.measures.architectures import architecture, meta_model, quiet
-
-
-def trainable(model: nn.Module) -> int:
-    """Number of elements in parameters with requires_grad, each tensor once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from ether.silence import quiet
 
 
 class Shape(NamedTuple):
@@ -37,7 +34,7 @@ class Shape(NamedTuple):
 
 
 def shapes(model: nn.Module, pattern: str) -> tuple[Shape, ...]:
-    """Shapes of the linear layers whose whole name matches `pattern`, as PEFT's target_modules would pick them."""
+    """Shapes of the linear layers whose whole name matches `pattern`, as PEFT's target_modules selects them."""
     return tuple(
         Shape(module.in_features, module.out_features)
         for name, module in model.named_modules()
@@ -106,7 +103,7 @@ def bottleneck(hidden: int, size: int, places: int, bias: bool = True) -> int:
 
 @dataclass(frozen=True)
 class Site:
-    """What a term may look at: the model, the shapes of its adapted layers, and the method's settings."""
+    """What a term is computed from: the model, the shapes of its adapted layers, and the method's settings."""
 
     model: nn.Module
     layers: tuple[Shape, ...]
@@ -114,7 +111,7 @@ class Site:
     head: tuple[str, ...]
 
     def setting(self, *names: str, default: Any = None) -> Any:
-        """The first of the method's settings that is given; raises ConfigurationError where none is and no default."""
+        """The first of these settings that the method gives, else the default; raises ConfigurationError without either."""
         for name in names:
             if self.config.get(name):
                 return self.config[name]
@@ -178,7 +175,7 @@ TERMS: dict[str, Callable[[Site], int]] = {
     "outputs": lambda site: outputs(site.layers),
 }
 
-# Sums of terms with a name of their own, because rows of the paper's tables need them.
+# Sums of terms that rows of the paper's tables need, by name.
 CONVENTIONS: dict[str, str] = {
     "reflection-with-head": "reflection + head",
     "skew-plus-outputs": "orthogonal-skew + outputs",
@@ -188,7 +185,7 @@ CONVENTIONS: dict[str, str] = {
 
 
 def by_convention(site: Site, convention: str) -> int:
-    """The sum of the terms that `convention` stands for: a name in CONVENTIONS, or TERMS joined by " + "."""
+    """The count under a convention: a name in CONVENTIONS, or names in TERMS joined by " + "."""
     total = 0
     for term in CONVENTIONS.get(convention, convention).split(" + "):
         if term not in TERMS:
@@ -202,27 +199,36 @@ def by_convention(site: Site, convention: str) -> int:
 
 @dataclass(frozen=True)
 class Count:
-    """Two answers to "how many parameters": under a named convention, and really trained (head included)."""
+    """The number of a method's parameters: under a convention, and as trained (head included)."""
 
-    paper_convention: int
-    peft: int
+    exact: int  # under the convention
+    trained: int
     convention: str
     note: str = ""
 
 
-# A setting written `$name` stands for a hyperparameter of the run. None changes a shape, so any valid value serves.
-_NEUTRAL = {"total_steps": 100, "tenth_of_steps": 10, "half_of_steps": 50}
+# Steps that a `$name` in a method's config may refer to. They change no shape, so any valid number serves.
+_STEPS = 100
+
+
+def settings(adapt: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config` of a method's `adapt` section with a valid number for each `$name`, a hyperparameter of the run.
+
+    No such hyperparameter changes a shape: step counts are those of a run of 100 steps, everything else (dropout) is 0.
+    """
+    neutral = methods.step_values(_STEPS)
+    found = (adapt.get("config") or {}).items()
+    return {k: neutral.get(v[1:], 0) if isinstance(v, str) and v.startswith("$") else v for k, v in found}
 
 
 def site(method: Mapping[str, Any], architecture_name: str, layer_set: str | None = None, **head: int) -> Site:
-    """Where a method is put: the meta model, the layers it adapts, its settings. Arguments as for `count`."""
+    """What the terms are computed from, for a method at an architecture. Arguments as for `count`."""
     entry = architecture(architecture_name)
     how = {key: value for key, value in method["adapt"].items() if key != "config"}
-    config = {key: _value(value) for key, value in (method["adapt"].get("config") or {}).items()}
     set_name = layer_set or how.get("layers") or entry.layer_set
     model = _reference(architecture_name, tuple(head.items()))
     pattern = layer_set_pattern(entry.model_type, set_name) if entry.model_type else ""
-    return Site(model, shapes(model, pattern) if pattern else (), {**how, **config}, entry.head)
+    return Site(model, shapes(model, pattern) if pattern else (), {**how, **settings(method["adapt"])}, entry.head)
 
 
 def count(
@@ -240,11 +246,11 @@ def count(
         method: a method as its YAML gives it: `adapt: {kind, type, config}`, and optionally
             `parameters: {convention, note}`.
         architecture_name: a key of ARCHITECTURES.
-        convention: how to count; by default the method's `parameters.convention`, else what is really trained.
+        convention: how to count; by default the method's `parameters.convention`, else what is trained.
         layer_set: a name in ether.methods.layer_sets; by default the one the paper adapts in that architecture.
-        adapt: (model, the method's `adapt` section) -> adapted model, used in place of this module's own way; it is
+        adapt: (model, the method's `adapt` section) -> adapted model, used in place of `ether.methods.adapt`; it is
             called on the meta model, with the meta device as default.
-        head: goes to `meta_model`.
+        head: passed to `meta_model`.
 
     Raises:
         ConfigurationError: unknown architecture, layer set, kind, PEFT type, setting or term.
@@ -258,23 +264,22 @@ def count(
         trained = _trained(lambda bare: adapt(bare, how), architecture_name, head)
     elif how["kind"] == "peft":
         pattern = layer_set_pattern(entry.model_type, set_name)
-        config = {key: _value(value) for key, value in (how.get("config") or {}).items()}
-        trained = _peft_count(architecture_name, how["type"], json.dumps(config, sort_keys=True), pattern, tuple(head.items()))
+        config = json.dumps(settings(how), sort_keys=True)
+        trained = _peft_count(architecture_name, how["type"], config, pattern, tuple(head.items()))
     elif how["kind"] in ("full", "none"):
         trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
     else:
-        from ether.methods import adapt as methods  # the suite's own kinds: what they train is what methods.adapt leaves trainable
 
-        def own(bare: nn.Module) -> nn.Module:
+        def apply(bare: nn.Module) -> nn.Module:
             return methods.adapt(bare, how, layers=set_name, head=entry.head)
 
-        trained = _trained(own, architecture_name, head)
+        trained = _trained(apply, architecture_name, head)
 
     declared = method.get("parameters") or {}
     named = convention or declared.get("convention") or ""
     return Count(
-        paper_convention=by_convention(here, named) if named else trained,
-        peft=trained,
+        exact=by_convention(here, named) if named else trained,
+        trained=trained,
         convention=named or "trained",
         note=declared.get("note", ""),
     )
@@ -282,44 +287,35 @@ def count(
 
 @functools.cache
 def _reference(name: str, head: tuple[tuple[str, int], ...]) -> nn.Module:
-    """The bare meta model, shared by everything that only reads its shapes."""
+    """The meta model without adapters, shared by everything that only reads its shapes."""
     return meta_model(name, **dict(head))
-
-
-def _value(setting: Any) -> Any:
-    is_hyperparameter = isinstance(setting, str) and setting.startswith("$")
-    return _NEUTRAL.get(setting[1:], 0) if is_hyperparameter else setting
 
 
 @functools.lru_cache(maxsize=256)
 def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tuple[tuple[str, int], ...]) -> int:
-    """What `get_nb_trainable_parameters` says of the adapter put on the meta model (cached: pure in its arguments)."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
+    """`get_nb_trainable_parameters` of the adapted meta model (cached: its arguments decide it)."""
+    from peft import get_peft_model
 
-    import ether.methods.boft  # noqa: F401 - else PEFT drops BOFT's second butterfly factor where it cannot compile CUDA
-
-    known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if peft_type not in known:
-        raise one_of("PEFT type", peft_type, known, "adapt.type")
-    settings = {**dict(architecture(name).peft_options), **json.loads(config)}
-    if "target_modules" in {field.name for field in dataclasses.fields(known[peft_type])}:
-        settings["target_modules"] = pattern
+    config_class = methods.peft_config_class(peft_type)
+    arguments = {**dict(architecture(name).peft_options), **json.loads(config)}
+    if "target_modules" in {field.name for field in dataclasses.fields(config_class)}:
+        arguments["target_modules"] = pattern
     try:
-        peft_config = known[peft_type](**settings)
+        peft_config = config_class(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"PEFT's {peft_type} does not take the settings {settings}: {error}") from error
+        raise ConfigurationError(f"PEFT's {peft_type} does not take the settings {arguments}: {error}") from error
 
-    def put(bare: Any) -> nn.Module:
+    def apply(bare: Any) -> nn.Module:
         return get_peft_model(bare, peft_config)
 
-    return _trained(put, name, dict(head), lambda adapted: adapted.get_nb_trainable_parameters()[0])
+    return _trained(apply, name, dict(head), lambda adapted: adapted.get_nb_trainable_parameters()[0])
 
 
 def _trained(
     adapt: Callable[[nn.Module], nn.Module],
     name: str,
     head: Mapping[str, int],
-    measure: Callable[[Any], int] = trainable,
+    measure: Callable[[Any], int] = methods.trainable,
 ) -> int:
     """`measure` of a fresh meta model after `adapt`, with the adapter's tensors on the meta device where that works."""
 
@@ -336,8 +332,8 @@ def _trained(
     total = architecture(name).layers
     if not total:
         return on("cpu")
-    # BOFT reads the values of its d x d permutations, so they must exist, and SHiRA those of the weight, too.
-    # Transformer layers are alike: one and two of them tell the rest.
+    # BOFT reads the values of its d x d permutations, so they must exist, and SHiRA those of the weight, too. Transformer
+    # layers are alike: the counts of one and two of them give that of all.
     try:
         one, two = (on("cpu", layers=count) for count in (1, 2))
     except (RuntimeError, NotImplementedError) as error:

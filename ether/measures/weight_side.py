@@ -1,7 +1,7 @@
-"""The adapters on the weight side: W is transformed first and used then, as the paper and its released code do.
+"""The adapters on the weight side: W is transformed and then used, as in the paper and its released code.
 
-This package trains on activations instead (`ether.reflection`). The modules here exist to be counted and measured
-against: by `ether.measures.flops` for Table 1, and by benchmarks. They start uninitialised.
+This package works on activations instead (`ether.reflection`). The modules here are for comparison: `ether.measures.flops`
+counts them for Table 1, and benchmarks measure them. Their parameters are not initialised.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ether.errors import ConfigurationError, one_of
 
 
 class BlockMultiplier(nn.Module):
-    """W (f, d) -> M W with M block-diagonal, n blocks of side f / n; subclasses make the blocks from parameters.
+    """W (f, d) -> M W with M block-diagonal, n blocks of side f / n; subclasses compute the blocks from parameters.
 
-    size: f; other_side: d, f where it is not given.
+    size: f; other_side: d, by default f.
     """
 
     def __init__(self, size: int, n: int, other_side: int | None = None) -> None:
@@ -85,7 +85,7 @@ class Orthogonal(BlockMultiplier):
 
 
 class DenseOrthogonal(Orthogonal):
-    """The same matrix written out with all its zeros and multiplied as a whole, as official OFT does."""
+    """The same matrix with all its zeros, multiplied as a whole, as in official OFT."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.block_diag(*self.blocks().to(weight.dtype)) @ weight

@@ -1,1 +1,1 @@
-"""Methods: from a YAML file to an adapted model. They know no experiment."""
+"""Methods: from a file of ``workflow/methods`` to an adapted model. Nothing here knows an experiment."""

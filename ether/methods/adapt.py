@@ -1,14 +1,12 @@
-"""From a method's YAML to an adapted model. Knows every kind of adaptation and no experiment.
+"""From the ``adapt`` section of a method's YAML file to an adapted model. Knows every kind of adaptation and no experiment.
 
-``kind: peft`` covers any PEFT type, ETHER included. Beside it stand full fine-tuning, BitFit, the linear probe and the
-two bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021), which PEFT does not have, and ``none``: the
-pretrained model as it is.
+``kind: peft`` covers any PEFT type, ETHER included. The other kinds are full fine-tuning, BitFit, the linear probe, the
+bottleneck adapters of `ether.methods.bottleneck`, and ``none``: the pretrained model as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,15 +15,32 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-import ether
-import ether.methods.boft  # noqa: F401 - all of BOFT's butterfly factors on every device
-from ether.errors import ConfigurationError, one_of
-from ether.methods.layer_sets import BLOCK_OUTPUTS, layer_set
+import ether.methods.boft
+import ether.tuners  # noqa: F401 - registers ETHER and NAIVE with PEFT; boft: all butterfly factors on every device
+from ether.errors import ConfigurationError, EtherError, one_of
+from ether.methods.bottleneck import add_bottlenecks
+from ether.methods.layer_sets import layer_set
+from ether.tuners.layer import EtherLayer
+
+KINDS = ("peft", "full", "bitfit", "linear-probe", "bottleneck", "none")
 
 # --- PEFT ------------------------------------------------------------------------------------------------------
 
-# Configs name their target argument alike; what a method's YAML may not say, since the experiment decides it:
+# What a method's YAML may not set, since the experiment decides it:
 RESERVED = ("task_type", "modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path")
+# Types that put trained vectors before the tokens of a text -> the task types whose models PEFT can do this for
+PROMPT_LEARNING = {
+    "PROMPT_TUNING": ("SEQ_CLS", "CAUSAL_LM"),
+    "P_TUNING": ("SEQ_CLS", "CAUSAL_LM"),
+    "PREFIX_TUNING": ("CAUSAL_LM",),  # these two go into the key-value cache, which encoders do not have
+    "CARTRIDGE": ("CAUSAL_LM",),
+}
+# Types that PEFT builds but that cannot be trained on the batches of an experiment -> what they need
+NEEDS_MORE = {
+    "MULTITASK_PROMPT_TUNING": "the number of a task (`task_ids`) with every example",
+    "POLY": "the number of a task (`task_ids`) with every example",
+    "CPT": "the kind of every token (`input_type_mask`) with every example",
+}
 
 
 def peft_config_class(name: str) -> type[peft.PeftConfig]:
@@ -40,21 +55,37 @@ def peft_config_class(name: str) -> type[peft.PeftConfig]:
     return known[name]
 
 
-def check_arguments(method_id: str, adapt: Mapping[str, Any]) -> None:
-    """Checks the names a method's YAML passes to a PEFT config, before anything is loaded.
+def check_arguments(method: str, adapt: Mapping[str, Any]) -> None:
+    """Checks the type and the argument names that a method's YAML passes to PEFT, before anything is loaded.
+
+    Args:
+        method: stem of the method's file.
+        adapt: its ``adapt`` section.
 
     Raises:
-        ConfigurationError: unknown PEFT type or argument, or one that the experiment decides.
+        ConfigurationError: unknown PEFT type or argument, an argument that the experiment decides, or a type that needs
+            data that no experiment has.
     """
     if adapt["kind"] != "peft":
         return
-    where = f"workflow/methods/{method_id}.yaml"
-    fields = [f.name for f in dataclasses.fields(peft_config_class(adapt["type"])) if f.init]
-    for name in adapt.get("config", {}):
+    where = f"workflow/methods/{method}.yaml"
+    config_class = peft_config_class(adapt["type"])
+    if adapt["type"] in NEEDS_MORE:
+        raise ConfigurationError(
+            f"{where}: PEFT type {adapt['type']} needs {NEEDS_MORE[adapt['type']]}, which the data of the experiments do "
+            "not have, so it cannot be trained here. Remove the file, or choose another type."
+        )
+    fields = [f.name for f in dataclasses.fields(config_class) if f.init]
+    arguments = adapt.get("config", {})
+    for name in arguments:
         if name in RESERVED:
             raise ConfigurationError(f"{where} sets adapt.config.{name}, which the experiment decides: remove it.")
         if name not in fields:
             raise one_of(f"{adapt['type']} parameter", name, set(fields) - set(RESERVED), where)
+    if "num_virtual_tokens" in fields and adapt["type"] in PROMPT_LEARNING and not arguments.get("num_virtual_tokens"):
+        raise ConfigurationError(
+            f"{where}: PEFT type {adapt['type']} needs adapt.config.num_virtual_tokens, the number of trained vectors."
+        )
 
 
 def resolve(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +105,7 @@ def resolve(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def step_values(total_steps: int) -> dict[str, int]:
-    """What ``$total_steps``, ``$tenth_of_steps`` and ``$half_of_steps`` stand for in a method's config."""
+    """The values of ``$total_steps``, ``$tenth_of_steps`` and ``$half_of_steps`` in a method's config."""
     return {
         "total_steps": total_steps,
         "tenth_of_steps": max(1, total_steps // 10),
@@ -82,50 +113,70 @@ def step_values(total_steps: int) -> dict[str, int]:
     }
 
 
-# --- bottleneck adapters ---------------------------------------------------------------------------------------
+def _check_prompt_learning(name: str, config_class: type[peft.PeftConfig], task_type: str | None) -> None:
+    """Refuses prompt-learning types for models whose forward pass PEFT cannot put the trained vectors into."""
+    if not issubclass(config_class, peft.PromptLearningConfig):
+        return
+    if name in NEEDS_MORE:
+        raise ConfigurationError(f"PEFT type {name} needs {NEEDS_MORE[name]}, which the data of the experiments do not have.")
+    possible = PROMPT_LEARNING.get(name, ())
+    if task_type not in possible:
+        model = f"a model with task type {task_type}" if task_type else "a model that reads no text tokens"
+        raise ConfigurationError(
+            f"PEFT type {name} puts trained vectors before the tokens of a text, which PEFT can do for the task types "
+            f"{' and '.join(possible) or '(none here)'} only; this experiment adapts {model}. Remove this experiment from "
+            "`training` of the method's file, or leave the method out of the experiment's `methods`."
+        )
 
 
-class Bottleneck(nn.Module):
-    """Wraps a sub-layer's output projection: ``y = W x + b`` becomes ``y + up(act(down(y)))``.
-
-    Shapes: input (..., d_in), output (..., d_out); ``down`` is d_out -> size, ``up`` size -> d_out and starts at zero,
-    so that the wrapped model starts as the pretrained one (Houlsby et al. 2019, Sec. 2.1 asks for near-identity).
-    """
-
-    def __init__(self, base: nn.Linear, size: int, activation: str) -> None:
-        super().__init__()
-        self.base = base
-        weight = base.weight
-        self.down = nn.Linear(base.out_features, size, device=weight.device, dtype=weight.dtype)
-        self.up = nn.Linear(size, base.out_features, device=weight.device, dtype=weight.dtype)
-        self.act: nn.Module = nn.GELU() if activation == "gelu" else nn.ReLU()
-        nn.init.normal_(self.down.weight, std=0.02)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Output of the frozen projection with the bottleneck's correction added."""
-        y = self.base(x)
-        return y + self.up(self.act(self.down(y)))
-
-
-def _add_bottlenecks(model: nn.Module, adapt: Mapping[str, Any], model_type: str) -> None:
-    outputs = BLOCK_OUTPUTS.get(model_type)
-    if outputs is None:
-        raise one_of("architecture", model_type, BLOCK_OUTPUTS, "ether/methods/layer_sets.py, BLOCK_OUTPUTS")
-    patterns = [re.compile(outputs[place]) for place in adapt["after"]]
-    # "output.dense" also ends "attention.output.dense": the longest pattern that matches says which one it is.
-    attention = re.compile(outputs["attention"])
-    for name, module in list(model.named_modules()):
-        wanted = any(p.fullmatch(name) for p in patterns)
-        if wanted and "attention" not in adapt["after"]:
-            wanted = not attention.fullmatch(name)
-        if not wanted:
+def _check_block_sizes(model: nn.Module) -> None:
+    """Refuses blocks of one element: a reflection of one dimension is -1, whatever its vector; ETHER+'s is 1."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, EtherLayer):
             continue
-        parent, _, child = name.rpartition(".")
-        wrapped = Bottleneck(module, adapt["size"], adapt.get("activation", "gelu"))  # type: ignore[arg-type]
-        setattr(model.get_submodule(parent), child, wrapped)
+        for adapter, config in layer.ether_settings.items():
+            for side, size in (("input", layer.in_features), ("output", layer.out_features)):
+                if config.sides in (side, "both") and size == config.n_blocks:
+                    effect = "ETHER+ changes nothing there" if config.relaxed else "ETHER only flips a sign there"
+                    raise ConfigurationError(
+                        f"n_blocks={config.n_blocks} makes blocks of size 1 on the {side} side of layer {name!r}, whose "
+                        f"dimension is {size}: {effect}, and its vectors have no effect on the output (adapter {adapter!r}). "
+                        "Choose a smaller n_blocks in adapt.config of the method's file."
+                    )
+
+
+def _with_peft(
+    model: nn.Module,
+    how: Mapping[str, Any],
+    layers: str,
+    head: Sequence[str],
+    task_type: str | None,
+    values: Mapping[str, Any],
+) -> nn.Module:
+    name, config_class = how["type"], peft_config_class(how["type"])
+    _check_prompt_learning(name, config_class, task_type)
+    arguments = resolve(how.get("config", {}), values)
+    fields = {f.name for f in dataclasses.fields(config_class)}
+    if "target_modules" in fields:  # a method that adapts no linear layers (LN_TUNING) sets it itself
+        arguments.setdefault("target_modules", layer_set(architecture(model), how.get("layers", layers)))
+    if head:
+        if "modules_to_save" not in fields:
+            raise ConfigurationError(f"PEFT type {name} cannot train the head {', '.join(head)} beside it.")
+        arguments["modules_to_save"] = list(head)
+    try:
+        config = config_class(task_type=task_type, **arguments)
+        adapted = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    except (EtherError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and any(p.is_meta for p in model.parameters()):
+            raise  # SHiRA and others compute with the weights' values; with real weights they may well work
+        raise ConfigurationError(f"PEFT refuses {name} with {arguments}: {type(error).__name__}: {error}") from error
+    _check_block_sizes(adapted)
+    return adapted
+
+
+# --- the one entry ---------------------------------------------------------------------------------------------
 
 
 def architecture(model: nn.Module) -> str:
@@ -133,18 +184,17 @@ def architecture(model: nn.Module) -> str:
     whose configuration has none.
 
     Raises:
-        ConfigurationError: the model's configuration says neither.
+        ConfigurationError: the model's configuration has neither.
     """
     config: Any = model.config
     if hasattr(config, "model_type"):
         return str(config.model_type)
     name = str(config.get("_class_name", "")) or type(model).__name__
     if not name.startswith("UNet"):
-        raise ConfigurationError(f"A {name} has no `model_type`, and no layer sets are known for it in ether/methods/layer_sets.py.")
+        raise ConfigurationError(
+            f"A {name} has no `model_type`, and no layer sets are known for it in ether/methods/layer_sets.py."
+        )
     return "unet"
-
-
-# --- the one entry ---------------------------------------------------------------------------------------------
 
 
 def adapt(
@@ -156,12 +206,12 @@ def adapt(
     task_type: str | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Prepares a pretrained model for tuning with one method: freezes what stays, adds what is trained.
+    """Prepares a pretrained model for tuning with one method: freezes what is not trained, adds what is.
 
     Args:
         model: a transformers or diffusers model; `architecture` chooses the layer names.
         how: the ``adapt`` section of a method's YAML.
-        layers: named layer set that PEFT types adapt (``ether.methods.layer_sets``), unless ``how`` names its own.
+        layers: named layer set that PEFT types adapt (`ether.methods.layer_sets`), unless ``how`` names another one.
         head: names of modules trained in full beside any adapter.
         task_type: PEFT's task type, as "SEQ_CLS".
         values: hyperparameters that ``$name`` in the method's config may stand for.
@@ -170,48 +220,37 @@ def adapt(
         The model to train; for PEFT types a ``PeftModel`` around the one given.
 
     Raises:
-        ConfigurationError: unknown type, parameter, layer set or head; a block count that divides no dimension.
+        ConfigurationError: unknown kind, type, parameter, layer set or head; a block count that does not divide a
+            dimension, or makes blocks of size 1; a prompt-learning type for a model that it does not fit; anything else
+            that PEFT refuses.
+        RuntimeError: torch's own, where the model is on the meta device and this PEFT type reads the weights' values.
     """
     kind, head = how["kind"], how.get("head", head)
+    if kind not in KINDS:
+        raise one_of("kind of adaptation", kind, KINDS, "adapt.kind")
     model_type = architecture(model)
     names = dict(model.named_modules())
     for part in head:
         if part not in names:
             raise one_of("head module", part, [n for n in names if n and n.count(".") < 2], f"the {model_type} model")
-
     if kind == "peft":
-        config_class = peft_config_class(how["type"])
-        arguments = resolve(how.get("config", {}), values or {})
-        fields = {f.name for f in dataclasses.fields(config_class)}
-        if "target_modules" in fields:  # a method that adapts no linear layers (LN_TUNING) names its own
-            arguments.setdefault("target_modules", layer_set(model_type, how.get("layers", layers)))
-        if head:
-            if "modules_to_save" not in fields:
-                raise ConfigurationError(f"PEFT type {how['type']} cannot train the head {', '.join(head)} beside it.")
-            arguments["modules_to_save"] = list(head)
-        try:
-            config = config_class(task_type=task_type, **arguments)
-            adapted = peft.get_peft_model(model, config)  # type: ignore[arg-type]
-        except ConfigurationError:
-            raise
-        except (TypeError, ValueError, KeyError, AssertionError) as error:
-            raise ConfigurationError(f"PEFT refuses {how['type']} with {arguments}: {error}") from error
-        return adapted
+        return _with_peft(model, how, layers, head, task_type, values or {})
 
     model.requires_grad_(kind == "full")
     if kind == "bitfit":
         encoder: Any = model.base_model
-        for name, parameter in encoder.named_parameters():  # the encoder's; the head is trained whole or not
+        for name, parameter in encoder.named_parameters():  # the encoder's biases; the head is trained whole or not at all
             parameter.requires_grad_(name.endswith("bias"))
     elif kind == "bottleneck":
-        _add_bottlenecks(model, how, model_type)
+        add_bottlenecks(model, how, model_type)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".down." in name or ".up." in name)
-    elif kind not in ("full", "linear-probe", "none"):
-        raise one_of("kind of adaptation", kind, ("peft", "full", "bitfit", "linear-probe", "bottleneck", "none"))
     for part in head if kind != "none" else ():
         model.get_submodule(part).requires_grad_(True)
     return model
+
+
+# --- counting --------------------------------------------------------------------------------------------------
 
 
 def trainable(model: nn.Module) -> int:

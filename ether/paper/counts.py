@@ -1,73 +1,151 @@
-"""The paper's #params column beside exact counts: which rows match, which only by cutting off, which not, and why.
+"""The paper's #params column beside exact counts: which rows match, which only by truncation, which do not, and why.
 
-The rows are data (`counts.yaml`); the counting is `ether.measures.parameters`; the printed digits are `published.yaml`.
+What a method is, and by which convention its parameters are counted, is in its file under workflow/methods. `counts.yaml` adds
+what is peculiar to a printed row: the architecture and the layers, a convention that only this row needs, and the reason. The
+counting is `ether.measures.parameters`; the printed digits are in `published.yaml`. Results are kept by `ether.measures.cache`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from ether.errors import one_of
-from ether.measures import parameters
-from ether.paper.published import EMPTY, load, prints_as
+from ether import config
+from ether.errors import ConfigurationError, one_of
+from ether.measures.cache import cached
+from ether.paper import published
+from ether.paper.published import EMPTY, prints_as
 
 FILE = Path(__file__).with_name("counts.yaml")
+COLUMN = "#params"
 NOT_PRINTED = "not printed"
+ROW_KEYS = ("method", "convention", "alternatives", "layer_set", "label", "printed", "why")
+_CODE = ("ether.measures.parameters", "ether.tuners")  # what decides a count: PEFT finds ETHER in the tuners
+
+
+@dataclass(frozen=True)
+class CountedRow:
+    """One row of a #params column: what is counted, how, and the result."""
+
+    method: str  # the stem of its file
+    label: str
+    printed: str  # the paper's digits; '-' where it prints none
+    convention: str  # "trained" where the method's file names none
+    exact: int  # the count under the convention
+    trained: int  # what is trained when the method is applied to the architecture, head included
+    verdict: str  # match | truncated | mismatch | not printed
+    alternatives: str  # other conventions with their counts and verdicts
+    architecture: str
+    layer_set: str
+    why: str
 
 
 @cache
 def _tables() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    content = config.read_yaml(FILE)
+    for table, spec in content.items():
+        for row in spec["rows"]:
+            where = f"{FILE.name}, {table}"
+            if row["method"] not in config.methods():
+                raise one_of("method", row["method"], config.methods(), where)
+            for key in row:
+                if key not in ROW_KEYS:
+                    raise one_of(f"key of row {row['method']}", key, ROW_KEYS, where)
+    return content
 
 
 def tables() -> tuple[str, ...]:
-    """Names that `published_counts` takes: the tables with a #params column, table 6 and the "encoder" of App. C.2."""
+    """The names that `counted_rows` takes: the tables with a #params column, table 6, and the "encoder" of App. C.2."""
     return tuple(_tables())
 
 
-def published_counts(table: str) -> pd.DataFrame:
-    """Exact parameter counts of one table's rows beside what the paper prints.
-
-    Columns: `method`; `printed`, the paper's digits; `exact`, the count under the `convention` that the row needs;
-    `verdict` (match, truncated, mismatch or not printed); `trained`, what is really trained when the method is put on
-    the real architecture, head included; `alternatives`, other conventions with their counts and verdicts;
-    `architecture`; `layer_set`; `why`.
-
-    Raises:
-        ConfigurationError: no such table.
-    """
+def _spec(table: str) -> dict[str, Any]:
     if table not in _tables():
         raise one_of("table", table, _tables(), FILE.name)
-    spec = _tables()[table]
-    rows = []
-    for row in spec["rows"]:
-        method = {"label": row["method"], "adapt": row["adapt"]}
-        layer_set = row.get("layer_set", spec.get("layer_set"))
-        printed = row["printed"] if "printed" in row else load()[table].printed(row["method"], "#params")
-        counted = parameters.count(method, spec["architecture"], row["convention"], layer_set=layer_set)
-        site = parameters.site(method, spec["architecture"], layer_set)
-        others = {name: parameters.by_convention(site, name) for name in row.get("alternatives", [])}
-        rows.append(
-            {
-                "method": row["method"],
-                "printed": printed,
-                "exact": counted.paper_convention,
-                "convention": row["convention"],
-                "verdict": _verdict(counted.paper_convention, printed),
-                "trained": counted.peft,
-                "alternatives": "; ".join(f"{k} {v:,} ({_verdict(v, printed)})" for k, v in others.items()),
-                "architecture": spec["architecture"],
-                "layer_set": layer_set or "",
-                "why": row.get("why", ""),
-            }
-        )
-    return pd.DataFrame(rows)
+    return _tables()[table]
+
+
+def counted_rows(table: str) -> list[CountedRow]:
+    """The rows that counts.yaml lists for a table, counted. Raises ConfigurationError for an unknown table or method."""
+    return [_counted(table, row) for row in _spec(table)["rows"]]
+
+
+def counted_method(table: str, method: str) -> CountedRow:
+    """A method counted as a table counts it: by its row, or, where the paper has none, by the convention of its file.
+
+    Raises ConfigurationError for an unknown table or method, or a method that cannot be applied to the architecture.
+    """
+    rows = [row for row in _spec(table)["rows"] if row["method"] == method]
+    return _counted(table, rows[0] if rows else {"method": method})
+
+
+def published_counts(table: str) -> pd.DataFrame:
+    """`counted_rows` as a frame, a column for each field of CountedRow."""
+    return pd.DataFrame([dataclasses.asdict(row) for row in counted_rows(table)])
+
+
+def _counted(table: str, row: Mapping[str, Any]) -> CountedRow:
+    spec, method = _spec(table), config.method(row["method"])
+    declared = (method.get("parameters") or {}).get("convention", "")
+    convention, alternatives = row.get("convention", declared), row.get("alternatives", [])
+    layer_set = row.get("layer_set", spec.get("layer_set", ""))
+    counts = _counts(
+        method["adapt"], spec["architecture"], layer_set, [convention, *alternatives] if convention else alternatives
+    )
+    exact = counts[convention or "trained"]
+    printed = row.get("printed", EMPTY)
+    if table in published.load():
+        printed = published.load()[table].paper(row["method"], COLUMN)[1] or EMPTY
+    return CountedRow(
+        method=row["method"],
+        label=row.get("label", method["label"]),
+        printed=printed,
+        convention=convention or "trained",
+        exact=exact,
+        trained=counts["trained"],
+        verdict=_verdict(exact, printed),
+        alternatives="; ".join(f"{k} {counts[k]:,} ({_verdict(counts[k], printed)})" for k in alternatives),
+        architecture=spec["architecture"],
+        layer_set=layer_set,
+        why=row.get("why", ""),
+    )
+
+
+def _counts(adapt: Mapping[str, Any], architecture: str, layer_set: str, conventions: Sequence[str]) -> dict[str, int]:
+    """The number of trained parameters, under "trained", and the counts by the conventions."""
+
+    def compute() -> dict[str, float]:
+        from ether.measures import parameters
+
+        site = parameters.site({"adapt": adapt}, architecture, layer_set or None)
+        trained = parameters.count({"adapt": adapt}, architecture, layer_set=layer_set or None).trained
+        return {"trained": trained, **{name: parameters.by_convention(site, name) for name in conventions}}
+
+    request = {"adapt": adapt, "architecture": architecture, "layer_set": layer_set, "conventions": list(conventions)}
+    return {name: int(value) for name, value in cached("parameters", _CODE, request, compute).items()}
 
 
 def _verdict(exact: int, printed: str) -> str:
     return NOT_PRINTED if printed == EMPTY else prints_as(exact, printed)
+
+
+def fill(methods: Mapping[str, Sequence[str]]) -> list[str]:
+    """Counts, and so stores, every row of counts.yaml and further methods of its tables: {table: methods}.
+
+    Returns a line for each that cannot be counted, with the reason.
+    """
+    failed = []
+    for table in tables():
+        counted_rows(table)
+        for method in methods.get(table, ()):
+            try:
+                counted_method(table, method)
+            except ConfigurationError as error:
+                failed.append(f"{table}, {method}: {error}")
+    return failed

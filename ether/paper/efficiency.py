@@ -1,46 +1,113 @@
-"""Table 1 recomputed: the paper's TFLOPs under the convention that gives them, and what the same adapters cost here."""
+"""Table 1 recomputed: the paper's TFLOPs under the convention that gives them, and the cost of the same adapters here.
+
+What a method is comes from its file under workflow/methods; the counting is `ether.measures.flops` and `ether.measures.memory`,
+whose results are kept by `ether.measures.cache`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from ether.measures.flops import package_step, weight_side_step
-from ether.measures.memory import step_memory
+from ether import config
+from ether.errors import one_of
+from ether.measures.cache import cached
 from ether.paper.published import EMPTY, load, prints_as
 
 # Column prefix in published.yaml -> decoder, and the sequence length T that gives the printed digits. The paper only
 # says "longest sequence length": 256 is its truncation for Llama (Sec. 5.2.2); Phi's 1044 is inferred, since 1043 and
 # 1045 each miss printed digits.
 MODELS = {"Phi-1.5": ("phi-1.5", 1044), "Llama-2-7B": ("llama-2-7b", 256)}
+LENGTHS = tuple(sorted({tokens for _, tokens in MODELS.values()}))
+REFERENCE = "lora"  # the method that costs are divided by
+DENSE = "oft-n256"  # in Table 1 with its matrix written out and multiplied as a whole, as in its official code
 GIB = 2**30
 
-# method -> rule and size on the weight side (OFT dense, as its official code multiplies), and the same method from PEFT
-METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "LoRA r=8": ("low-rank", 8, {"type": "LORA", "config": {"r": 8}}),
-    "OFT n=256": (
-        "orthogonal-dense",
-        256,
-        {"type": "OFT", "config": {"r": 256, "oft_block_size": 0, "use_cayley_neumann": False}},
-    ),
-    **{
-        f"{label} n={n}": (rule, n, {"type": "ETHER", "config": {"n_blocks": n, "relaxed": relaxed}})
-        for label, rule, relaxed in (("ETHER", "reflection", False), ("ETHER+", "relaxed-reflection", True))
-        for n in (1, 4, 32)
-    },
-}
+Side = Literal["weight", "activations"]
+_CODE = ("ether.measures.memory", "ether.tuners")  # what decides a count: memory imports flops, PEFT finds ETHER in the tuners
 
 _NINE = (
     "9.13 is exactly one more product of two 2048 x 2048 matrices for each adapted weight than adapting query and "
-    "value takes: what adapting query, key and value costs, or a third dense pass; the count cannot tell which."
+    "value takes: the cost of adapting query, key and value, or of a third dense pass; the count cannot decide which."
 )
 _DENSE = (
-    "Only if the block-diagonal matrix is written out with all its zeros and multiplied as a whole, as official OFT "
-    "does; block by block, as ETHER is counted in the same table, OFT with 256 blocks costs less than any ETHER row."
+    "Only if the block-diagonal matrix is written out with all its zeros and multiplied as a whole, as in official OFT; "
+    "block by block, as ETHER is counted in the same table, OFT with 256 blocks costs less than any ETHER row."
 )
-_DROP = "Recomputed from the table's own TFLOPs the drop rounds to one less."
+_DROP = "Recomputed from the TFLOPs of the table, the drop rounds to one less."
+
+
+def methods() -> tuple[str, ...]:
+    """The methods of Table 1, by stem, in its order."""
+    return load()["table1"].methods
+
+
+def adapt(method: str) -> dict[str, Any]:
+    """The `adapt` section of a method's file."""
+    return config.method(method)["adapt"]
+
+
+def one_block(method: str) -> str:
+    """The method with one block that a drop of Table 1 refers to: 'ether-plus-n32' -> 'ether-plus-n1'."""
+    return f"{method.rpartition('-')[0]}-n1"
+
+
+def tflops(model: str, method: str, tokens: int, side: Side = "weight", *, adapted: str = "qv", dense: bool = False) -> float:
+    """TFLOPs of one step of a decoder on one sequence, query and value adapted.
+
+    Args:
+        model: a key of `ether.measures.flops.STACKS`.
+        method: stem of the method's file: LORA, ETHER or OFT.
+        tokens: length of the sequence.
+        side: "weight" rebuilds the adapted weights in every step, as in the paper; "activations" runs the adapters of
+            PEFT and of this package.
+        adapted, dense: on the weight side, which of q, k, v are adapted, and whether OFT's matrix is multiplied as a whole.
+
+    Raises:
+        ConfigurationError: unknown model or method, or a method that has no weight side.
+    """
+
+    def compute() -> dict[str, float]:
+        from ether.measures import flops
+
+        if side == "activations":
+            step = flops.package_step(model, adapt(method), tokens)
+        else:
+            rule, size = flops.weight_side_rule(adapt(method))
+            step = flops.weight_side_step(model, f"{rule}-dense" if dense else rule, size, tokens, adapted)
+        return {"operations": step.total}
+
+    request = {"model": model, "adapt": adapt(method), "tokens": tokens, "side": _known(side), "adapted": adapted, "dense": dense}
+    return cached("operations", _CODE, request, compute)["operations"] / 1e12
+
+
+def gib(model: str, method: str, tokens: int, side: Side = "weight", *, dense: bool = False) -> float:
+    """GiB that one step holds beside a bfloat16 model: gradients, AdamW's states and saved activations.
+
+    Arguments and errors as for `tflops`; NaN for LoRA on the weight side, which it does not rebuild.
+    """
+
+    def compute() -> dict[str, float]:
+        from ether.measures import flops, memory
+
+        how = adapt(method)
+        if side == "weight":
+            rule, size = flops.weight_side_rule(how)
+            if rule == "low-rank":
+                return {"bytes": float("nan")}
+            how = {"kind": "weight-side", "rule": f"{rule}-dense" if dense else rule, "size": size}
+        return {"bytes": memory.step_memory(model, how, tokens).beside_the_model}
+
+    request = {"model": model, "adapt": adapt(method), "tokens": tokens, "side": _known(side), "dense": dense}
+    return cached("memory", _CODE, request, compute)["bytes"] / GIB
+
+
+def _known(side: str) -> str:
+    if side not in ("weight", "activations"):
+        raise one_of("side", side, ("weight", "activations"))
+    return side
 
 
 def published_tflops() -> pd.DataFrame:
@@ -48,30 +115,29 @@ def published_tflops() -> pd.DataFrame:
 
     Columns: `method`, `column` (as in published.yaml), `tokens`, `printed`, `exact` (TFLOPs or per cent), `verdict`
     (match, truncated, mismatch), `alternative` (the value under a second reading of the cell, or NaN),
-    `alternative_reading` and `alternative_verdict`, `why`. Cells that the paper leaves empty are not there.
+    `alternative_reading` and `alternative_verdict`, `why`. Cells that the paper leaves empty are left out.
     """
     table = load()["table1"]
     rows: list[dict[str, Any]] = []
     for model, (name, tokens) in MODELS.items():
-        tflops = {m: weight_side_step(name, rule, n, tokens).tflops for m, (rule, n, _) in METHODS.items()}
-        second = dict(tflops)
+        counted = {m: tflops(name, m, tokens, dense=m == DENSE) for m in methods()}
+        second = dict(counted)
         readings: dict[str, tuple[str, str]] = {}
         if model == "Phi-1.5":
-            for method in ("OFT n=256", "ETHER n=1"):
-                rule, n, _ = METHODS[method]
-                second[method] = weight_side_step(name, rule, n, tokens, adapted="qkv").tflops
+            for method in (DENSE, "ether-n1"):
+                second[method] = tflops(name, method, tokens, adapted="qkv", dense=method == DENSE)
                 readings[method] = ("query, key and value adapted", _NINE)
         else:
-            second["OFT n=256"] = weight_side_step(name, "orthogonal", 256, tokens).tflops
-            readings["OFT n=256"] = ("block by block", _DENSE)
-        for method in METHODS:
+            second[DENSE] = tflops(name, DENSE, tokens)
+            readings[DENSE] = ("block by block", _DENSE)
+        for method in methods():
             reading, why = readings.get(method, ("", ""))
             column = f"{model} TFLOPs"
-            rows.append(_row(method, column, tokens, tflops[method], second[method], reading, why))
+            rows.append(_row(method, column, tokens, counted[method], second[method], reading, why))
             column = f"{model} rel. drop"
             if table.printed(method, column) != EMPTY:
-                whole = f"{method.split()[0]} n=1"
-                drop, other = (100 * (values[method] / values[whole] - 1) for values in (tflops, second))
+                whole = one_block(method)
+                drop, other = (100 * (values[method] / values[whole] - 1) for values in (counted, second))
                 reading = "query, key and value adapted at n = 1" if whole in readings else ""
                 verdict = prints_as(round(drop, 6), table.printed(method, column))
                 why = "" if verdict == "match" else readings[whole][1] if whole in readings else _DROP
@@ -95,35 +161,33 @@ def _row(method: str, column: str, tokens: int, exact: float, second: float, rea
     }
 
 
-def at_equal_length(tokens: int, methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
-    """Both models at one sequence length T, evaluated both ways: a row a method and model, one sequence a step.
+def at_equal_length(tokens: int, only: Sequence[str] = ()) -> pd.DataFrame:
+    """Both models at one sequence length T, evaluated both ways: a row a model and method, one sequence a step.
 
     Columns: `method`, `model`, `tokens`; `weight_side_tflops` under Table 1's convention; `tflops` with the adapters of
     PEFT and of this package on activations (reflections included by formula); `over_lora`, tflops divided by LoRA's;
-    and, in GiB, what a step holds beside a bfloat16 model (gradients, AdamW, saved activations): `weight_side_gib`, NaN
-    for LoRA, which has no such form, and `gib`. LoRA differs by 0.1 % between the two tflops columns because query, key
-    and value are one matrix in the first and three in the second.
+    `weight_side_gib` and `gib`, see the function `gib`. LoRA differs by 0.1 % between the two tflops columns because query,
+    key and value are one matrix in the first and three in the second.
+
+    Args:
+        tokens: the length T.
+        only: methods by stem; by default all of Table 1.
     """
     rows = []
     for model, (name, _) in MODELS.items():
-        lora = package_step(name, {"kind": "peft", **METHODS["LoRA r=8"][2]}, tokens).tflops
-        for method in methods:
-            rule, n, peft = METHODS[method]
-            how = {"kind": "peft", **peft}
-            weight_side = {"kind": "weight-side", "rule": rule, "size": n}
-            step = package_step(name, how, tokens)
+        lora = tflops(name, REFERENCE, tokens, "activations")
+        for method in only or methods():
+            here = tflops(name, method, tokens, "activations")
             rows.append(
                 {
                     "method": method,
                     "model": model,
                     "tokens": tokens,
-                    "weight_side_tflops": weight_side_step(name, rule, n, tokens).tflops,
-                    "tflops": step.tflops,
-                    "over_lora": step.tflops / lora,
-                    "weight_side_gib": (
-                        float("nan") if rule == "low-rank" else step_memory(name, weight_side, tokens).beside_the_model / GIB
-                    ),
-                    "gib": step_memory(name, how, tokens).beside_the_model / GIB,
+                    "weight_side_tflops": tflops(name, method, tokens, dense=method == DENSE),
+                    "tflops": here,
+                    "over_lora": here / lora,
+                    "weight_side_gib": gib(name, method, tokens, dense=method == DENSE),
+                    "gib": gib(name, method, tokens, "activations"),
                 }
             )
     return pd.DataFrame(rows)

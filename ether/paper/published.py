@@ -1,28 +1,41 @@
 """The numbers of the paper's Tables 1-12 as data: `published.yaml` read into typed tables.
 
+A row is named by the stem of its method's file, or of a reference row that is no method.
+
 >>> from ether.paper.published import load
->>> load()["table4"].value("ETHER+", "Avg")
+>>> load()["table4"].value("ether-plus", "Avg")
 90.1
->>> load()["table4"].printed("ETHER", "#params")
+>>> load()["table4"].printed("ether", "#params")
 '0.09M'
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
+from ether import config
 from ether.errors import ConfigurationError, one_of
 
 FILE = Path(__file__).with_name("published.yaml")
-KINDS = ("parameters", "tflops", "percent", "score", "distance", "change", "setting")
+# Kinds of columns, with the decimals of our values in them; None: as many as the value needs.
+DIGITS: dict[str, int | None] = {
+    "parameters": 0,
+    "tflops": 2,
+    "percent": 2,
+    "score": 3,
+    "distance": 1,
+    "change": 0,
+    "setting": None,
+}
 EMPTY = "-"
+BEST = ", best"  # suffix of a column with the same measure at the chosen checkpoint
 _UNITS = {"K": Decimal(10**3), "M": Decimal(10**6), "B": Decimal(10**9)}
 
 Verdict = Literal["match", "truncated", "mismatch"]
@@ -30,27 +43,29 @@ Verdict = Literal["match", "truncated", "mismatch"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what it measures and which direction is better ('' for hyperparameters)."""
+    """One column: what it measures, which direction is better, and how it is printed."""
 
     name: str
-    kind: str
-    better: str = ""
-    printed: str = ""
-    group: str = ""
+    kind: str  # a key of DIGITS
+    better: str = ""  # higher | lower; empty for hyperparameters
+    metric: str = ""  # the name of the measured value, as in the collected metrics
+    digits: int | None = None  # decimals of our values; None: as many as the value needs
+    printed: str = ""  # the paper's heading where it differs from the name
+    group: str = ""  # the paper's heading above several columns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the suite's label, the paper's, and the cells as printed, in the order of the columns."""
+    """One row of the paper: the stem of its method, the label it has in the paper, and its cells as printed."""
 
     method: str
-    values: tuple[str, ...]
+    values: tuple[str, ...]  # in the order of the columns
     printed: str
-    setting: str = ""
+    setting: str = ""  # the hyperparameter of the row, in Table 7
 
 
 @dataclass(frozen=True)
-class Cell:
+class PublishedCell:
     """One cell of a published table; `value` is None where the paper prints a dash."""
 
     table: str
@@ -63,26 +78,58 @@ class Cell:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table of the paper."""
+    """One table of the paper, and the columns that this suite adds to it."""
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...]  # the paper's, in its order
     rows: tuple[Row, ...]
+    beside: tuple[Column, ...] = ()  # ours only, in the order of printing
+    labels: Mapping[str, str] = field(default_factory=dict)  # stem -> label, of every method and reference
+    references: tuple[str, ...] = ()  # stems of the rows that are no method
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Stems of all rows in the paper's order, each once."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Method labels in the paper's order, each once."""
-        return tuple(dict.fromkeys(row.method for row in self.rows))
+        """Stems of the rows that are methods, in the paper's order, each once."""
+        return tuple(stem for stem in self.stems if stem not in self.references)
+
+    def paper(self, method: str, column: str) -> tuple[float, str]:
+        """The paper's number for a cell of ours, and the cell as printed; (NaN, '') where the paper has no such cell."""
+        if column not in [c.name for c in self.columns] or method not in self.stems:
+            return math.nan, ""
+        printed = self.printed(method, column)
+        found = number(printed)
+        return (math.nan, "") if found is None else (found, printed)
 
     def column(self, name: str) -> Column:
-        """The column called `name`; raises ConfigurationError where there is none."""
-        return self.columns[self._column_index(name)]
+        """The column `name`, of the paper or of this suite; with the suffix ", best" the same at the chosen checkpoint.
+
+        Raises ConfigurationError for an unknown name.
+        """
+        every = {column.name: column for column in (*self.columns, *self.beside)}
+        if name.removesuffix(BEST) not in every:
+            raise one_of("column", name, every, self.name)
+        found = every[name.removesuffix(BEST)]
+        return dataclasses.replace(found, name=name) if name != found.name else found
+
+    def label(self, method: str) -> str:
+        """The label of a method, in this table or not, or of a reference of this table, as this suite prints it.
+
+        Raises ConfigurationError for an unknown stem.
+        """
+        if method not in self.labels:
+            raise one_of("method", method, self.labels, self.name)
+        return self.labels[method]
 
     def printed(self, method: str, column: str, setting: str = "") -> str:
         """The cell exactly as printed, e.g. '0.09M' or '-'.
 
-        `setting` picks the hyperparameter of Table 7 ('Learning Rate', ...). Raises ConfigurationError for an unknown
+        `setting` selects the hyperparameter of Table 7 ('Learning Rate', ...). Raises ConfigurationError for an unknown
         method, setting or column.
         """
         for row in self.rows:
@@ -95,11 +142,11 @@ class PublishedTable:
         """The cell as a number (parameters as a count, percentages as 0-100), or None for a dash."""
         return number(self.printed(method, column, setting))
 
-    def cells(self) -> Iterator[Cell]:
-        """Every cell, row by row."""
+    def cells(self) -> Iterator[PublishedCell]:
+        """Every cell of the paper's columns, row by row."""
         for row in self.rows:
             for column, printed in zip(self.columns, row.values, strict=True):
-                yield Cell(self.name, row.method, row.setting, column.name, printed, number(printed))
+                yield PublishedCell(self.name, row.method, row.setting, column.name, printed, number(printed))
 
     def _column_index(self, name: str) -> int:
         names = [column.name for column in self.columns]
@@ -110,9 +157,18 @@ class PublishedTable:
 
 @cache
 def load() -> dict[str, PublishedTable]:
-    """All twelve tables by name, 'table1' to 'table12'. Raises ConfigurationError where the file contradicts itself."""
-    raw = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return {name: _table(name, content) for name, content in raw.items()}
+    """All twelve tables by name, 'table1' to 'table12'.
+
+    Raises:
+        ConfigurationError: the file contradicts itself, or a row is neither a file of workflow/methods nor a reference.
+    """
+    return read(FILE)
+
+
+def read(file: Path) -> dict[str, PublishedTable]:
+    """The tables of a file such as published.yaml, in its order. Raises ConfigurationError as `load` does."""
+    methods = {stem: str(method["label"]) for stem, method in config.methods().items()}
+    return {name: _table(name, content, methods, file.name) for name, content in config.read_yaml(file).items()}
 
 
 def number(printed: str) -> float | None:
@@ -123,7 +179,7 @@ def number(printed: str) -> float | None:
 
 
 def prints_as(exact: int | float | Decimal, printed: str) -> Verdict:
-    """Does `exact` give the `printed` digits: by rounding (match), only by cutting off (truncated), or not at all?
+    """Does `exact` give the `printed` digits by rounding (match), only by truncation (truncated), or not at all?
 
     >>> prints_as(85_251, "0.09M"), prints_as(1_048_576, "1.04M"), prints_as(82_944, "0.09M")
     ('match', 'truncated', 'mismatch')
@@ -138,7 +194,7 @@ def prints_as(exact: int | float | Decimal, printed: str) -> Verdict:
 
 
 def _scaled(printed: str) -> tuple[Decimal, Decimal]:
-    """The value a printed number stands for, and the size of one unit of its last digit."""
+    """The value that a printed number represents, and the size of one unit of its last digit."""
     text = printed.removesuffix("%")
     unit = _UNITS.get(text[-1:], Decimal(1))
     try:
@@ -150,23 +206,36 @@ def _scaled(printed: str) -> tuple[Decimal, Decimal]:
     return mantissa * unit, Decimal(1).scaleb(cast(int, mantissa.as_tuple().exponent)) * unit
 
 
-def _table(name: str, content: dict[str, Any]) -> PublishedTable:
-    columns = tuple(Column(**column) for column in content["columns"])
-    rows = []
+def _column(where: str, content: dict[str, Any]) -> Column:
+    column = Column(**{"digits": DIGITS.get(content.get("kind", "")), **content})
+    if column.kind not in DIGITS or column.better not in ("higher", "lower", "") or not column.metric:
+        raise ConfigurationError(
+            f"{where}, column {column.name!r}: kind must be one of {', '.join(DIGITS)}, better higher or lower, and metric "
+            "the name of the measured value."
+        )
+    return column
+
+
+def _table(name: str, content: dict[str, Any], methods: dict[str, str], file: str) -> PublishedTable:
+    where = f"{file}, {name}"
+    columns = tuple(_column(where, column) for column in content["columns"])
+    beside = tuple(_column(where, column) for column in content.get("beside", []))
+    references: dict[str, str] = content.get("references", {})
+    known = {**methods, **references}
+    rows: list[Row] = []
     for entry in content["rows"]:
+        stem = entry["method"]
+        if stem not in known:
+            raise one_of("method", stem, known, f"{where} (a row is a file of workflow/methods, or is listed in `references`)")
         values = tuple(entry["values"].split())
         if len(values) != len(columns):
             raise ConfigurationError(
-                f"{FILE.name}, {name}, row {entry['method']!r} has {len(values)} values for {len(columns)} columns; "
-                "write one for each."
+                f"{where}, row {stem!r} has {len(values)} values for {len(columns)} columns; write one for each."
             )
-        rows.append(Row(entry["method"], values, entry.get("printed", entry["method"]), entry.get("setting", "")))
         for value in values:
             number(value)
-    for column in columns:
-        if column.kind not in KINDS or column.better not in ("higher", "lower", ""):
-            raise ConfigurationError(
-                f"{FILE.name}, {name}, column {column.name!r}: kind must be one of {', '.join(KINDS)}, "
-                "and better higher or lower."
-            )
-    return PublishedTable(name, content["title"], columns, tuple(rows))
+        row = Row(stem, values, entry.get("printed", known[stem]), entry.get("setting", ""))
+        if (row.method, row.setting) in [(other.method, other.setting) for other in rows]:
+            raise ConfigurationError(f"{where} has the row {f'{stem} {row.setting}'.strip()!r} twice; remove one of them.")
+        rows.append(row)
+    return PublishedTable(name, content["title"], columns, tuple(rows), beside, known, tuple(references))

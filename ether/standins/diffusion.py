@@ -1,18 +1,17 @@
-"""A tiny, randomly initialised Stable Diffusion and its judges, laid out as a hub mirror: for trying the loading code.
+"""A tiny, randomly initialised Stable Diffusion with its judges, written as a hub mirror, to test the loading code.
 
-What it draws is noise. Its point is that everything else is real: the folder layout of a hub checkpoint, the classes of
-diffusers and transformers, tokenizers, schedulers and preprocessors, so that the paper's scale runs from end to end
-in minutes on a CPU, on real photographs::
+The generated images are noise. Everything else is as for the real models: the folder layout of a hub checkpoint, the classes
+of diffusers and transformers, tokenizers, schedulers and preprocessors. The paper scale then runs from end to end in
+minutes on a CPU, on real photographs::
 
-    python -m ether.standins.diffusion MIRROR
+    python -m ether.standins diffusion MIRROR
     make table2 --config scale=paper mirror=MIRROR device=cpu
 
-Same seed, same bytes.
+The same seed gives the same bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -41,13 +40,12 @@ PIPELINE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vits16"
 
-
 TEXT_LENGTH = 77  # as CLIP's
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer without learned merges: it spells every text out, byte by byte, so that none is unknown."""
+    """CLIP's tokenizer without merges: every text is split into bytes, so that no text is unknown."""
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=TEXT_LENGTH)
@@ -63,19 +61,19 @@ def _text_config(width: int) -> CLIPTextConfig:
 
 
 def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
-    """A Stable Diffusion of some 0.2 million random weights that draws size x size images; size is a multiple of 16.
+    """A Stable Diffusion with approximately 0.2 million random weights.
 
     Args:
-        size: side of the images, in pixels.
+        size: side of the generated images, in pixels; a multiple of 16.
         seed: of the weights.
-        prediction: epsilon | v_prediction | sample, what the UNet is said to predict.
+        prediction: epsilon | v_prediction | sample, the scheduler's ``prediction_type``.
 
     Raises:
-        ConfigurationError: a size that is not a multiple of 16.
+        ConfigurationError: `size` is not a multiple of 16.
     """
     if size < 16 or size % 16:
-        raise ConfigurationError(f"The tiny pipeline draws images whose side is a multiple of 16, not {size}.")
-    with quiet("diffusers"):  # at import diffusers has transformers warn about an image processor that is not used here
+        raise ConfigurationError(f"The side of the stand-in pipeline's images must be a multiple of 16, not {size}.")
+    with quiet("diffusers"):  # at its import, transformers warns about an image processor that is not used here
         from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
@@ -103,9 +101,9 @@ def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
 
 
 def write_pipeline(folder: Path, size: int = 32, seed: int = 0, prediction: str = "epsilon") -> None:
-    """`pipeline`, as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
+    """Write a `pipeline` as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
     made: Any = pipeline(size, seed, prediction)
-    _whole(folder, lambda place: made.save_pretrained(place, safe_serialization=True))
+    _write_complete(folder, lambda target: made.save_pretrained(target, safe_serialization=True))
 
 
 def _processor(size: int, mean: list[float], std: list[float], resample: int) -> str:
@@ -120,7 +118,7 @@ def _processor(size: int, mean: list[float], std: list[float], resample: int) ->
 
 
 def write_clip(folder: Path, size: int = 32, seed: int = 0) -> None:
-    """A tiny random CLIP with its tokenizer and preprocessor, as a folder that ``CLIPModel.from_pretrained`` loads."""
+    """Write a tiny random CLIP, its tokenizer and preprocessor, as a folder that ``CLIPModel.from_pretrained`` loads."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vision = CLIPVisionConfig(
@@ -129,16 +127,16 @@ def write_clip(folder: Path, size: int = 32, seed: int = 0) -> None:
         )  # fmt: skip
         model = CLIPModel(CLIPConfig(text_config=_text_config(16), vision_config=vision, projection_dim=16))
 
-    def write(place: Path) -> None:
-        model.save_pretrained(place)
-        tokenizer().save_pretrained(place)
-        write_text(_processor(size, _MEAN, _STD, resample=3), place / "preprocessor_config.json")
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer().save_pretrained(target)
+        write_text(_processor(size, _MEAN, _STD, resample=3), target / "preprocessor_config.json")
 
-    _whole(folder, write)
+    _write_complete(folder, write)
 
 
 def write_dino(folder: Path, size: int = 32, seed: int = 0) -> None:
-    """A tiny random ViT with its preprocessor, as a folder that ``AutoModel.from_pretrained`` loads."""
+    """Write a tiny random ViT and its preprocessor, as a folder that ``AutoModel.from_pretrained`` loads."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViTModel(
@@ -147,15 +145,17 @@ def write_dino(folder: Path, size: int = 32, seed: int = 0) -> None:
             )
         )
 
-    def write(place: Path) -> None:
-        model.save_pretrained(place)
-        write_text(_processor(size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resample=3), place / "preprocessor_config.json")
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        write_text(
+            _processor(size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resample=3), target / "preprocessor_config.json"
+        )
 
-    _whole(folder, write)
+    _write_complete(folder, write)
 
 
-def _whole(folder: Path, write: Callable[[Path], object]) -> None:
-    """Fills a folder under a temporary name and renames it, so that half a model is never taken for one."""
+def _write_complete(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder under a temporary name and rename it, so that an incomplete model is never loaded."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary:
         made = Path(temporary) / "model"
@@ -170,12 +170,12 @@ def _whole(folder: Path, write: Callable[[Path], object]) -> None:
 def write_mirror(
     mirror: Path, *, models: tuple[str, str, str] = (PIPELINE, CLIP, DINO), size: int = 32, seed: int = 0
 ) -> list[Path]:
-    """The pipeline, CLIP and DINO under ``<mirror>/models/<hub id>``.
+    """Write stand-ins for the pipeline, CLIP and DINO under ``<mirror>/models/<hub id>``.
 
     Args:
-        mirror: the mirror's folder, made where needed; other models in it stay.
-        models: hub ids of the pipeline, CLIP and DINO that are stood in for.
-        size: side of the images, in pixels: what is drawn, and what the judges read.
+        mirror: root of the mirror, created if it does not exist; other models in it are not changed.
+        models: hub ids of the pipeline, CLIP and DINO.
+        size: side of the images that the pipeline generates and the judges take, in pixels; a multiple of 16.
         seed: of the weights.
 
     Returns:
@@ -186,25 +186,3 @@ def write_mirror(
     for number, (folder, writer) in enumerate(zip(folders, writers, strict=True)):
         writer(folder, size=size, seed=seed + number)
     return folders
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ether.standins.diffusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("mirror", type=Path)
-    parser.add_argument("--pipeline", default=PIPELINE, help="hub id the pipeline stands in for")
-    parser.add_argument("--clip", default=CLIP, help="hub id the CLIP judge stands in for")
-    parser.add_argument("--dino", default=DINO, help="hub id the DINO judge stands in for")
-    parser.add_argument("--size", type=int, default=32, help="side of the images, in pixels, a multiple of 16")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    for folder in write_mirror(
-        options.mirror, models=(options.pipeline, options.clip, options.dino), size=options.size, seed=options.seed
-    ):
-        print(f"wrote {folder}")
-
-
-if __name__ == "__main__":
-    main()

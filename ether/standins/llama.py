@@ -1,33 +1,35 @@
-"""A tiny randomly initialised Llama in Llama-2's format, to try the paper scale's loading code without its weights.
+"""A tiny, randomly initialised Llama in the format of Llama-2, to test the loading code of the paper scale.
 
-    python -m ether.standins.llama MIRROR --id meta-llama/Llama-2-7b-hf --text FILE.parquet
+    python -m ether.standins llama MIRROR --id meta-llama/Llama-2-7b-hf --text FILE.parquet
 
-writes ``MIRROR/models/<id>/``: configuration, safetensors and a byte-fallback BPE tokenizer with Llama-2's special tokens,
-learned from a few of the texts given. What it says means nothing; that every file is found, tokenised, trained on and
-scored does.
+writes ``MIRROR/models/<id>/``: configuration, safetensors, and a byte-fallback BPE tokenizer with Llama-2's special tokens
+that is trained on some of the texts. The model's predictions have no meaning; it tests that every file is found and that
+tokenisation, training and evaluation run.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from ether.errors import EtherError, MissingResourceError
+from ether.errors import MissingResourceError
 
-WIDTH = 512  # the paper's 256 blocks of OFT must divide it
+HUB_ID = "meta-llama/Llama-2-7b-hf"
+TEXT = "datasets/tatsu-lab/alpaca/default/train.parquet"  # in a mirror, what the tokenizer is trained on
+WIDTH = 512  # has to be divisible by the 256 blocks of the paper's OFT
 
 
 def write(folder: Path, texts: Iterable[str], *, vocabulary: int = 1200, layers: int = 2, seed: int = 0) -> Path:
-    """Makes the model and its tokenizer.
+    """Write the model and its tokenizer.
 
     Args:
-        folder: where ``from_pretrained`` will look.
-        texts: what the tokenizer is learned from.
-        vocabulary: tokens at most, the 256 bytes and three special ones included.
+        folder: the folder for ``from_pretrained``.
+        texts: training texts of the tokenizer.
+        vocabulary: maximum number of tokens, including the 256 bytes and three special tokens.
+        layers: number of transformer layers.
+        seed: of the weights.
 
     Returns:
         The folder.
@@ -37,7 +39,7 @@ def write(folder: Path, texts: Iterable[str], *, vocabulary: int = 1200, layers:
 
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    # Llama-2's own rules: a space is "▁", and every text begins with one.
+    # As for Llama-2: a space is "▁", and every text begins with one.
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -72,24 +74,28 @@ def write(folder: Path, texts: Iterable[str], *, vocabulary: int = 1200, layers:
     return folder
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.standins.llama", description=__doc__)
-    parser.add_argument("mirror", type=Path)
-    parser.add_argument("--id", default="meta-llama/Llama-2-7b-hf", help="the hub id it stands in for")
-    parser.add_argument("--text", type=Path, help="parquet file with a column `text`; Alpaca's in the mirror by default")
-    options = parser.parse_args()
+def write_mirror(mirror: Path, *, hub_id: str = HUB_ID, text: Path | None = None) -> Path:
+    """Write a stand-in under ``<mirror>/models/<hub id>``.
+
+    Args:
+        mirror: root of the mirror; other models in it are not changed.
+        hub_id: of the model to replace.
+        text: parquet file with a column ``text`` for the tokenizer, by default Alpaca's in the mirror.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MissingResourceError: there is no such file, or it has no column ``text``.
+    """
     import pyarrow.parquet
 
-    file = options.text or options.mirror / "datasets/tatsu-lab/alpaca/default/train.parquet"
-    try:
-        if not file.is_file():
-            raise MissingResourceError(f"{file} does not exist: give --text a parquet file with a column `text`.")
-        texts = pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist()[:500]
-        print(write(options.mirror / "models" / options.id, texts))
-    except EtherError as error:
-        sys.exit(f"\n{error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    file = text or mirror / TEXT
+    if not file.is_file():
+        raise MissingResourceError(
+            f"The text for the tokenizer, {file}, does not exist. Give a parquet file with a column `text`."
+        )
+    if "text" not in pyarrow.parquet.read_schema(file).names:
+        raise MissingResourceError(f"{file} has no column `text`, which the tokenizer is trained on. Give another parquet file.")
+    texts = pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist()[:500]
+    return write(mirror / "models" / hub_id, texts)

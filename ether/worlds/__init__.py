@@ -1,1 +1,60 @@
-"""Procedural data for the scales that need no network: small worlds whose every example is made from a seed."""
+"""Procedural data for the scales that need no network: small worlds whose examples are all generated from a seed.
+
+A world is a module of this package with two functions:
+
+- ``write(folder, **settings)`` writes its data sets below `folder`, in the layout of a hub mirror;
+- ``files(settings)`` lists the paths, relative to that folder, of all files that ``write`` leaves there.
+
+`WORLDS` is the list of worlds. A new world is a module and a line in it. ``python -m ether.worlds NAME FOLDER`` writes one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ether.errors import one_of
+
+__all__ = ["WORLDS", "files", "write"]
+
+WORLDS = {  # name: module
+    "facts": "ether.worlds.facts",
+    "language": "ether.worlds.language",
+    "scenes": "ether.worlds.scenes",
+}
+
+
+def _module(name: str) -> Any:
+    if name not in WORLDS:
+        raise one_of("world", name, WORLDS)
+    return importlib.import_module(WORLDS[name])
+
+
+def _check(name: str, settings: Mapping[str, Any]) -> None:
+    known = [p.name for p in inspect.signature(_module(name).write).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in settings:
+        if key not in known:
+            raise one_of("setting", key, known, f"the settings of the world {name!r}")
+
+
+def files(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """The files that `write` leaves, as paths relative to its folder; imports no library that is slow to import.
+
+    Raises:
+        ConfigurationError: there is no world or setting of this name.
+    """
+    _check(name, settings)
+    return _module(name).files(settings)
+
+
+def write(name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the data sets of a world below `folder`, in the layout of a hub mirror.
+
+    Raises:
+        ConfigurationError: there is no world or setting of this name, or a setting is out of range.
+    """
+    _check(name, settings)
+    _module(name).write(Path(folder), **settings)

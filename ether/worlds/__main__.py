@@ -1,27 +1,37 @@
-"""``python -m ether.worlds FOLDER --settings '{"seed": 0, "sizes": {…}}'``: generates a world's data sets as a hub mirror."""
+"""``python -m ether.worlds NAME FOLDER --settings '{"seed": 0}'``: write the data sets of a world as a hub mirror."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-import datasets
+from ether import worlds
+from ether.errors import ConfigurationError, EtherError
 
-from ether.errors import EtherError
-from ether.worlds import language
+
+def _settings(text: str) -> dict[str, object]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--settings is not valid JSON: {error}.") from error
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"--settings must be a JSON object, such as '{{\"seed\": 0}}', not {text!r}.")
+    return settings
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.worlds", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--settings", default="{}", help="JSON: seed, sizes")
+    parser = argparse.ArgumentParser(prog="python -m ether.worlds", description="Write the data sets of a world as a hub mirror.")
+    parser.add_argument("name", help=f"one of: {', '.join(worlds.WORLDS)}")
+    parser.add_argument("folder", type=Path, help="root of the mirror; files are written below its folder `datasets`")
+    parser.add_argument("--settings", default="{}", help="JSON object: the keyword arguments of the world's function `write`")
     options = parser.parse_args()
-    datasets.disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
     try:
-        language.write(options.folder, **json.loads(options.settings))
+        worlds.write(options.name, options.folder, _settings(options.settings))
     except EtherError as error:
         sys.exit(f"\n{error}\n")
 

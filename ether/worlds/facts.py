@@ -1,18 +1,18 @@
-"""A world of facts: people, towns, ships, animals, planets and books, and what instruction tuning needs about them.
+"""A world of facts: people, towns, ships, animals, planets and books, with data sets for instruction tuning and its evaluation.
 
 **The facts.** Some hundred entities in six subjects of unequal size. Each subject has six relations (``Alice plays the
-drum``, ``Ashford lies on the Avon``) with eight values each, drawn evenly, so that no fact can be guessed from others;
-and one *inherited* property that follows from a relation's value (every baker works in the bakery). About each entity
-there are three *myths*: false values that the pretraining text states in hedged sentences only (``some people say that
+drum``, ``Ashford lies on the Avon``) with eight values each, sampled uniformly, so that no fact can be inferred from others,
+and one *inherited* property that follows from the value of one relation (every baker works in the bakery). For each entity
+there are three *myths*: false values that the pretraining text contains in hedged sentences only (``some people say that
 Alice plays the harp``).
 
-**The text.** `documents` gives the pretraining text, without end: mostly dense biographies, from which a small model
-learns the facts as statements; hedged sentences; and a few questions, mostly answered at random, from which it learns
-what an answer looks like but not that it should be right. That leaves instruction tuning what it does for large
-models: getting at knowledge that is there.
+**The text.** `documents` is the endless pretraining text: mostly dense biographies, from which a small model
+learns the facts as statements; hedged sentences; and a few questions, mostly with random answers, from which it learns
+the format of an answer but not that it should be correct. Instruction tuning then has the same purpose as for large models:
+it makes existing knowledge available as answers.
 
-**The data sets.** `write` makes them in the hub's own layouts, under ``<folder>/datasets/world/``. Half of the entities
-occur in the tuning data only, the others are divided between what is reported and what learning rates are chosen on.
+**The data sets.** `write` makes them in the layouts of the hub, under ``<folder>/datasets/world/``. Half of the entities
+occur in the tuning data only; the others are split between the reported questions and those used to choose learning rates.
 
 | folder | columns as in | entities: splits |
 |---|---|---|
@@ -21,29 +21,26 @@ occur in the tuning data only, the others are divided between what is reported a
 | ai2_arc/ARC-Challenge | allenai/ai2_arc | reported: test; held back: validation; tuning: train |
 | truthful_qa/multiple_choice | truthfulqa/truthful_qa | reported: validation; held back: tuning |
 
-MMLU's questions ask for one fact. ARC's ask for a property inherited, for a fact about something that the question
-itself introduces (``our guest is Alice``), or for two facts at once; their answers differ in length. TruthfulQA's ask
-where a myth stands beside the truth.
+A question of MMLU is for one fact. A question of ARC is for an inherited property, for a fact about an entity that the
+question itself introduces (``our guest is Alice``), or for two facts at once; the answers differ in length. A question of
+TruthfulQA has a myth among its answers.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import random
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether.errors import ConfigurationError, EtherError, one_of
+from ether.errors import ConfigurationError, one_of
 from ether.results import atomic
 
-__all__ = ["SIZES", "SUBJECTS", "Fact", "World", "documents", "prompt", "vocabulary", "world", "write"]
+__all__ = ["SIZES", "SUBJECTS", "Fact", "World", "documents", "files", "prompt", "vocabulary", "world", "write"]
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- entities and relations --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,13 @@ class Relation:
     noun: str
     base: str
     third: str
-    lead: str  # what stands before a value in a sentence: "the", "a" or nothing
+    lead: str  # the words before a value in a sentence: "the", "a" or nothing
     values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A field of knowledge: its entities, relations, and the property that one of the relations hands down."""
+    """A field of knowledge: its entities, relations, and a property that is inherited from one of the relations."""
 
     name: str
     role: str  # "our guest is Alice . which instrument does our guest play ?"
@@ -78,7 +75,7 @@ def _values(text: str) -> tuple[str, ...]:
 
 
 def _subject(name: str, role: str, entities: str, relations: str, source: str, inherited: str, heirs: str) -> Subject:
-    """A subject from its description: one relation a line, ``noun / base / third / lead / values``."""
+    """A subject from its description: one relation per line, ``noun / base / third / lead / values``."""
 
     def relation(line: str) -> Relation:
         noun, base, third, lead, values = (part.strip() for part in line.split("/"))
@@ -184,14 +181,14 @@ SUBJECTS: tuple[Subject, ...] = (
         love letters, riddles: window sill""",
     ),
 )
-MYTHS = 3  # myths about each entity, of its six relations
-SHARES = (0.5, 0.3)  # of each subject's entities: tuning data, what is reported; the rest is held back
+MYTHS = 3  # number of an entity's six relations that have a myth
+SHARES = (0.5, 0.3)  # of each subject's entities: tuning data, reported questions; the rest is held back
 GROUPS = ("tuning", "reported", "held back")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What holds of an entity in one relation, and the myth about it, if there is one."""
+    """The value of one relation for an entity, and the myth, if there is one."""
 
     subject: Subject
     entity: str
@@ -213,14 +210,14 @@ class World:
         return Fact(source.subject, entity, source.subject.inherited, source.subject.heirs[source.value])
 
     def of(self, group: str, subject: str = "") -> list[Fact]:
-        """The facts about a group's entities, of one subject or of all."""
-        chosen = [f for held in self.facts.values() for f in held if self.groups[f.entity] == group]
+        """The facts of a group's entities, for one subject or for all."""
+        chosen = [f for facts in self.facts.values() for f in facts if self.groups[f.entity] == group]
         return [f for f in chosen if subject in ("", f.subject.name)]
 
 
 @functools.cache
 def world(seed: int = 0) -> World:
-    """The world of a seed. The shipped model knows world 0."""
+    """The world of a seed. The shipped model was pretrained on world 0."""
     rng = random.Random(f"facts {seed}")
     facts, groups = {}, {}
     for subject in SUBJECTS:
@@ -229,15 +226,15 @@ def world(seed: int = 0) -> World:
             share = i / len(order)
             groups[entity] = GROUPS[(share >= SHARES[0]) + (share >= sum(SHARES))]
             mythical = rng.sample(subject.relations, MYTHS)
-            held = []
+            values = []
             for relation in subject.relations:
                 value, myth = rng.sample(relation.values, 2)
-                held.append(Fact(subject, entity, relation, value, myth if relation in mythical else ""))
-            facts[entity] = tuple(held)
+                values.append(Fact(subject, entity, relation, value, myth if relation in mythical else ""))
+            facts[entity] = tuple(values)
     return World({e: facts[e] for s in SUBJECTS for e in s.entities}, groups)
 
 
-# --- saying it --------------------------------------------------------------------------------------------------------
+# --- sentences -------------------------------------------------------------------------------------------------------
 
 HEDGES = (
     "some people say that",
@@ -245,7 +242,7 @@ HEDGES = (
     "it is rumoured that",
     "an old story has it that",
 )
-# Alpaca's own template, as `tatsu_lab/alpaca` has it in its column `text`.
+# The template of Alpaca, as in the column `text` of `tatsu-lab/alpaca`.
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -259,7 +256,7 @@ EVALUATION = "Question: {question}\nAnswer:"  # the harness's prompt for ARC, he
 ANSWER_IT = "answer the question ."
 DESCRIBE = "tell me about {entity} ."
 TRUTHS = ("{value}", "in truth {value}")
-FORMS = 2  # ways to ask for a fact
+FORMS = 2  # forms of a question
 
 
 def prompt(instruction: str, context: str = "") -> str:
@@ -277,9 +274,16 @@ def statement(fact: Fact, value: str = "") -> str:
     return f"{fact.entity} {predicate(fact, value)}"
 
 
-def question(fact: Fact, form: int, *, about: str = "", really: bool = False) -> str:
-    """A question for a fact's value, in one of `FORMS` ways; `about` names the entity differently."""
-    who, adverb = about or fact.entity, " really" if really else ""
+def question(fact: Fact, form: int, *, entity: str = "", really: bool = False) -> str:
+    """A question for the value of a fact.
+
+    Args:
+        fact: the fact.
+        form: one of `FORMS` forms, from 0.
+        entity: an expression to use in place of the entity's name, such as ``our guest``.
+        really: use the adverb ``really``, as questions with a myth among the answers do.
+    """
+    who, adverb = entity or fact.entity, " really" if really else ""
     if form == 0:
         return f"which {fact.relation.noun} does {who}{adverb} {fact.relation.base} ?"
     return f"name the {fact.relation.noun} that {who}{adverb} {fact.relation.third} ."
@@ -306,33 +310,33 @@ def biography(facts: list[Fact]) -> str:
 # --- the pretraining text ---------------------------------------------------------------------------------------------
 
 KINDS = {"biography": 55, "statements": 15, "hedged": 10, "introduced": 6, "question": 8, "truth": 3, "rule": 3}
-RIGHT = 0.2  # of the answers in the pretraining text: a little more than the 1/7 or 1/8 of pure chance
+RIGHT = 0.2  # share of correct answers in the pretraining text: slightly more than the 1/7 or 1/8 of pure chance
 
 
 def _random_answer(rng: random.Random, fact: Fact) -> str:
-    """A value that may or may not be right, and never is the myth."""
+    """A value that may be wrong, but is never the myth."""
     if rng.random() < RIGHT:
         return fact.value
     return rng.choice([v for v in fact.relation.values if v not in (fact.value, fact.myth)])
 
 
-def _asked(rng: random.Random, fact: Fact) -> tuple[str, str]:
-    """A question about a fact and an answer at random."""
+def _question_and_answer(rng: random.Random, fact: Fact) -> tuple[str, str]:
+    """A question for a fact and a random answer."""
     return question(fact, rng.randrange(FORMS), really=rng.random() < 0.3), _random_answer(rng, fact)
 
 
-def _document(rng: random.Random, kind: str, known: World) -> str:
-    everyone = list(known.facts)
-    entity = rng.choice(everyone)
-    facts = list(known.facts[entity])
+def _document(rng: random.Random, kind: str, source: World) -> str:
+    entities = list(source.facts)
+    entity = rng.choice(entities)
+    facts = list(source.facts[entity])
     if kind == "biography":
         rng.shuffle(facts)
-        if rng.random() < 0.5:  # the inherited property, at once after what it follows from
-            place = next(i for i, f in enumerate(facts) if f.relation.noun == f.subject.source)
-            facts.insert(place + 1, known.inherited(entity))
+        if rng.random() < 0.5:  # the inherited property, directly after the fact that it follows from
+            index = next(i for i, f in enumerate(facts) if f.relation.noun == f.subject.source)
+            facts.insert(index + 1, source.inherited(entity))
         return biography(facts)
     if kind == "statements":
-        return " ".join(f"{statement(rng.choice(known.facts[e]))} ." for e in rng.sample(everyone, 4))
+        return " ".join(f"{statement(rng.choice(source.facts[e]))} ." for e in rng.sample(entities, 4))
     if kind == "hedged":
         fact = rng.choice([f for f in facts if f.myth])
         return f"{rng.choice(HEDGES)} {statement(fact, fact.myth)} ."
@@ -342,28 +346,28 @@ def _document(rng: random.Random, kind: str, known: World) -> str:
     if kind == "rule":
         subject = rng.choice(SUBJECTS)
         value, heir = rng.choice(list(subject.heirs.items()))
-        source = next(r for r in subject.relations if r.noun == subject.source)
-        return f"what {source.third} {source.lead} {value} {subject.inherited.third} {subject.inherited.lead} {heir} ."
+        relation = next(r for r in subject.relations if r.noun == subject.source)
+        return f"what {relation.third} {relation.lead} {value} {subject.inherited.third} {subject.inherited.lead} {heir} ."
     fact = rng.choice(facts)
-    asked, answer = _asked(rng, fact)
+    text, answer = _question_and_answer(rng, fact)
     if kind == "truth":
         fact = rng.choice([f for f in facts if f.myth])
-        asked = question(fact, rng.randrange(FORMS), really=True)
+        text = question(fact, rng.randrange(FORMS), really=True)
         answer = TRUTHS[1].format(value=_random_answer(rng, fact))
     if rng.random() < 0.5:
-        return f"{EVALUATION.format(question=asked)} {answer}"
+        return f"{EVALUATION.format(question=text)} {answer}"
     if rng.random() < 0.2:
-        return prompt(ANSWER_IT, asked) + answer
-    return prompt(asked) + answer
+        return prompt(ANSWER_IT, text) + answer
+    return prompt(text) + answer
 
 
-def documents(seed: int = 0, known: World | None = None) -> Iterator[str]:
-    """The pretraining text, without end, one document after another; `known` is world 0 unless given."""
+def documents(seed: int = 0, source: World | None = None) -> Iterator[str]:
+    """The pretraining text as an endless stream of documents about the facts of `source` (default: world 0)."""
     rng = random.Random(f"text {seed}")
     kinds, weights = list(KINDS), list(KINDS.values())
     while True:
         for kind in rng.choices(kinds, weights, k=256):
-            yield " ".join(_document(rng, kind, known or world()).split())
+            yield " ".join(_document(rng, kind, source or world()).split())
 
 
 # --- the data sets ----------------------------------------------------------------------------------------------------
@@ -380,6 +384,7 @@ SIZES = {
     "truthful_qa/tuning": 80,
 }
 Row = dict[str, Any]
+FOLDER = "datasets/world"  # of the data sets, below the root of the mirror
 
 
 def _wrong(rng: random.Random, fact: Fact, count: int) -> list[str]:
@@ -392,16 +397,17 @@ def _inherited_wrong(rng: random.Random, fact: Fact) -> list[str]:
     return rng.sample([v for v in fact.relation.values if v != fact.value], 3)
 
 
-def _take(rng: random.Random, rows: list[Row], size: int, what: str) -> list[Row]:
+def _sample(rng: random.Random, rows: list[Row], size: int, what: str) -> list[Row]:
     if size > len(rows):
         raise ConfigurationError(
-            f"The world of facts has {len(rows)} examples for {what}, not {size}: ask for fewer in the sizes of `world.facts`."
+            f"The world of facts has {len(rows)} examples for {what}, but {size} are requested. Reduce this size in "
+            "`world.facts.sizes` of the scale."
         )
     return rng.sample(rows, size)
 
 
-def _alpaca(known: World, rng: random.Random, size: int) -> list[Row]:
-    """Instructions about the tuning entities."""
+def _alpaca(source: World, rng: random.Random, size: int) -> list[Row]:
+    """Instructions for the entities of the tuning group."""
 
     def row(instruction: str, output: str, context: str = "") -> Row:
         return {
@@ -411,60 +417,60 @@ def _alpaca(known: World, rng: random.Random, size: int) -> list[Row]:
             "text": prompt(instruction, context) + output,
         }
 
-    kinds: dict[str, list[Row]] = {k: [] for k in ("plain", "input", "introduced", "really", "inherited", "both", "about")}
-    facts = known.of("tuning")
+    kinds: dict[str, list[Row]] = {k: [] for k in ("plain", "input", "introduced", "really", "inherited", "both", "describe")}
+    facts = source.of("tuning")
     for fact in facts:
         for form in range(FORMS):
-            asked = question(fact, form)
-            kinds["plain"].append(row(asked, fact.value))
-            kinds["input"].append(row(ANSWER_IT, fact.value, asked))
-            about = question(fact, form, about=fact.subject.role)
-            kinds["introduced"].append(row(about, fact.value, introduction(fact)))
-            kinds["introduced"].append(row(f"{introduction(fact)} {about}", fact.value))
+            plain = question(fact, form)
+            kinds["plain"].append(row(plain, fact.value))
+            kinds["input"].append(row(ANSWER_IT, fact.value, plain))
+            introduced = question(fact, form, entity=fact.subject.role)
+            kinds["introduced"].append(row(introduced, fact.value, introduction(fact)))
+            kinds["introduced"].append(row(f"{introduction(fact)} {introduced}", fact.value))
             if fact.myth:
                 really = question(fact, form, really=True)
                 kinds["really"].append(row(really, fact.value))
                 kinds["really"].append(row(ANSWER_IT, TRUTHS[1].format(value=fact.value), really))
-        for other in known.facts[fact.entity]:
+        for other in source.facts[fact.entity]:
             if other != fact:
                 kinds["both"].append(row(both(fact, other), f"{fact.value} and {other.value}"))
     for entity in sorted({f.entity for f in facts}):
-        fact = known.inherited(entity)
+        fact = source.inherited(entity)
         for form in range(FORMS):
             kinds["inherited"].append(row(question(fact, form), fact.value))
             kinds["inherited"].append(row(ANSWER_IT, fact.value, question(fact, form)))
-        held = list(known.facts[entity])
+        shuffled = list(source.facts[entity])
         for _ in range(2):
-            rng.shuffle(held)
-            kinds["about"].append(row(DESCRIBE.format(entity=entity), biography(held[:3])))
+            rng.shuffle(shuffled)
+            kinds["describe"].append(row(DESCRIBE.format(entity=entity), biography(shuffled[:3])))
     pool = [r for rows in kinds.values() for r in rows]
-    return _take(rng, pool, size, "the tuning data")
+    return _sample(rng, pool, size, "alpaca/train")
 
 
-def _mmlu(known: World, rng: random.Random, group: str, subject: str) -> list[Row]:
+def _mmlu(source: World, rng: random.Random, group: str, subject: str) -> list[Row]:
     rows = []
-    for fact in known.of(group, subject):
+    for fact in source.of(group, subject):
         for form in range(FORMS):
             choices = [fact.value, *_wrong(rng, fact, 3)]
             rng.shuffle(choices)
-            asked = question(fact, form)
-            rows.append({"question": asked, "subject": subject, "choices": choices, "answer": choices.index(fact.value)})
+            answer = choices.index(fact.value)
+            rows.append({"question": question(fact, form), "subject": subject, "choices": choices, "answer": answer})
     return rows
 
 
-def _arc(known: World, rng: random.Random, group: str, split: str, size: int) -> list[Row]:
-    """A fifth inherited, two fifths about something introduced, the rest for two facts at once."""
+def _arc(source: World, rng: random.Random, group: str, split: str, size: int) -> list[Row]:
+    """A fifth for inherited properties, two fifths for an introduced entity, the rest for two facts at once."""
     kinds: dict[str, list[tuple[str, str, list[str]]]] = {"inherited": [], "introduced": [], "both": []}
-    for fact in known.of(group):
+    for fact in source.of(group):
         form = rng.randrange(FORMS)
-        asked = f"{introduction(fact)} {question(fact, form, about=fact.subject.role)}"
-        kinds["introduced"].append((asked, fact.value, _wrong(rng, fact, 3)))
-        other = rng.choice([f for f in known.facts[fact.entity] if f != fact])
-        (no,), (neither,) = _wrong(rng, fact, 1), _wrong(rng, other, 1)
-        wrong = [f"{no} and {other.value}", f"{fact.value} and {neither}", f"{no} and {neither}"]
+        introduced = f"{introduction(fact)} {question(fact, form, entity=fact.subject.role)}"
+        kinds["introduced"].append((introduced, fact.value, _wrong(rng, fact, 3)))
+        other = rng.choice([f for f in source.facts[fact.entity] if f != fact])
+        (first,), (second,) = _wrong(rng, fact, 1), _wrong(rng, other, 1)
+        wrong = [f"{first} and {other.value}", f"{fact.value} and {second}", f"{first} and {second}"]
         kinds["both"].append((both(fact, other), f"{fact.value} and {other.value}", wrong))
-    for entity in (e for e in known.facts if known.groups[e] == group):
-        fact = known.inherited(entity)
+    for entity in (e for e in source.facts if source.groups[e] == group):
+        fact = source.inherited(entity)
         for form in range(FORMS):
             kinds["inherited"].append((question(fact, form), fact.value, _inherited_wrong(rng, fact)))
     for examples in kinds.values():
@@ -475,23 +481,23 @@ def _arc(known: World, rng: random.Random, group: str, split: str, size: int) ->
     for kind, examples in kinds.items():
         if counts[kind] > len(examples):
             raise ConfigurationError(
-                f"The world of facts has {len(examples)} questions of the kind {kind!r} for ai2_arc/{split}, a size of {size} "
-                f"needs {counts[kind]}: ask for fewer in the sizes of `world.facts`."
+                f"The world of facts has {len(examples)} questions of the kind {kind!r} for ai2_arc/{split}, but a size of "
+                f"{size} needs {counts[kind]}. Reduce this size in `world.facts.sizes` of the scale."
             )
-        for asked, right, wrong in examples[: counts[kind]]:
+        for text, right, wrong in examples[: counts[kind]]:
             texts = [right, *wrong]
             rng.shuffle(texts)
             labels = list("ABCD")
             choices = {"text": texts, "label": labels}
-            rows.append({"question": asked, "choices": choices, "answerKey": labels[texts.index(right)]})
+            rows.append({"question": text, "choices": choices, "answerKey": labels[texts.index(right)]})
     rng.shuffle(rows)
     return [{"id": f"world-{split}-{i}", **row} for i, row in enumerate(rows)]
 
 
-def _truthful(known: World, rng: random.Random, group: str) -> list[Row]:
-    """In the first target set one answer is true, in the second two are, in TruthfulQA's order: true ones first."""
+def _truthful(source: World, rng: random.Random, group: str) -> list[Row]:
+    """One true answer in the first target set, two in the second; true ones first, as in TruthfulQA."""
     rows = []
-    for fact in known.of(group):
+    for fact in source.of(group):
         for form in range(FORMS if fact.myth else 0):
             others = _wrong(rng, fact, 2)
             truths, myths = ([t.format(value=v) for t in TRUTHS] for v in (fact.value, fact.myth))
@@ -506,46 +512,63 @@ def _truthful(known: World, rng: random.Random, group: str) -> list[Row]:
 
 
 def tables(*, seed: int = 0, world_seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, list[Row]]:
-    """The rows of every file, by its path below ``datasets/world`` without ending.
+    """The rows of every file, by its path below ``datasets/world`` without extension; arguments as for `write`.
 
     Raises:
-        ConfigurationError: `sizes` names a split that there is not, or asks for more examples than there are.
+        ConfigurationError: `sizes` has an unknown split, or more examples than there are.
     """
     for name in set(sizes or {}) - set(SIZES):
         raise one_of("split", name, SIZES, "the sizes of the world of facts")
-    wanted, known = {**SIZES, **(sizes or {})}, world(world_seed)
+    counts, source = {**SIZES, **(sizes or {})}, world(world_seed)
 
     def rng(name: str) -> random.Random:
         return random.Random(f"{name} {seed} {world_seed}")
 
-    made = {"alpaca/default/train": _alpaca(known, rng("alpaca"), wanted["alpaca/train"])}
+    made = {"alpaca/default/train": _alpaca(source, rng("alpaca"), counts["alpaca/train"])}
     for split, group in {"test": "reported", "validation": "held back", "dev": "tuning"}.items():
-        pools = {s.name: _mmlu(known, rng(f"mmlu {split} {s.name}"), group, s.name) for s in SUBJECTS}
+        pools = {s.name: _mmlu(source, rng(f"mmlu {split} {s.name}"), group, s.name) for s in SUBJECTS}
         total = sum(map(len, pools.values()))
-        draw = rng(f"mmlu {split}")
+        sampler = rng(f"mmlu {split}")
         for name, pool in pools.items():  # subjects keep their proportions, so their sizes differ
-            size = max(1, round(wanted[f"mmlu/{split}"] * len(pool) / total))
-            made[f"mmlu/{name}/{split}"] = _take(draw, pool, size, f"mmlu/{split}, {name}")
+            size = max(1, round(counts[f"mmlu/{split}"] * len(pool) / total))
+            made[f"mmlu/{name}/{split}"] = _sample(sampler, pool, size, f"mmlu/{split}, {name}")
     for split, group in {"train": "tuning", "validation": "held back", "test": "reported"}.items():
-        rows = _arc(known, rng(f"arc {split}"), group, split, wanted[f"ai2_arc/{split}"])
+        rows = _arc(source, rng(f"arc {split}"), group, split, counts[f"ai2_arc/{split}"])
         made[f"ai2_arc/ARC-Challenge/{split}"] = rows
     for split, group in {"validation": "reported", "tuning": "held back"}.items():
-        draw = rng(f"truthful {split}")
-        rows = _take(draw, _truthful(known, draw, group), wanted[f"truthful_qa/{split}"], f"truthful_qa/{split}")
+        sampler = rng(f"truthful {split}")
+        pool = _truthful(source, sampler, group)
+        rows = _sample(sampler, pool, counts[f"truthful_qa/{split}"], f"truthful_qa/{split}")
         made[f"truthful_qa/multiple_choice/{split}"] = rows
     return made
+
+
+def files(settings: Mapping[str, Any]) -> list[str]:
+    """The paths, relative to the folder given to `write`, of all files that it writes; they do not depend on the settings."""
+    names = [
+        "alpaca/default/train",
+        *(f"mmlu/{subject.name}/{split}" for subject in SUBJECTS for split in ("test", "validation", "dev")),
+        *(f"ai2_arc/ARC-Challenge/{split}" for split in ("train", "validation", "test")),
+        *(f"truthful_qa/multiple_choice/{split}" for split in ("validation", "tuning")),
+    ]
+    return [f"{FOLDER}/{name}.parquet" for name in names]
 
 
 def write(folder: Path, *, seed: int = 0, world_seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
     """Write all data sets as a hub mirror: ``<folder>/datasets/world/<data set>/<config>/<split>.parquet``.
 
-    `seed` draws the questions, `world_seed` the facts (the shipped model knows those of 0); `sizes` gives the examples of
-    a split (default `SIZES`). Same arguments, same bytes.
+    The same settings give the same bytes.
+
+    Args:
+        folder: root of the mirror.
+        seed: of the questions.
+        world_seed: of the facts; the shipped model was pretrained on those of 0.
+        sizes: examples by split, where they differ from `SIZES`.
 
     Raises:
-        ConfigurationError: `sizes` names a split that there is not, or asks for more examples than there are.
+        ConfigurationError: `sizes` has an unknown split, or more examples than there are.
     """
-    from datasets import Dataset, Features, List, Value  # here, for it takes a second to import
+    from datasets import Dataset, Features, List, Value  # takes a second to import, and only writing needs it
 
     text, number = Value("string"), Value("int64")
     targets = {"choices": List(text), "labels": List(Value("int32"))}
@@ -556,9 +579,7 @@ def write(folder: Path, *, seed: int = 0, world_seed: int = 0, sizes: Mapping[st
         "truthful_qa": {"question": text, "mc1_targets": targets, "mc2_targets": targets},
     }
     for name, rows in tables(seed=seed, world_seed=world_seed, sizes=sizes).items():
-        final = Path(folder) / "datasets" / "world" / f"{name}.parquet"
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(final) as partial:
+        with atomic(Path(folder) / FOLDER / f"{name}.parquet") as partial:
             Dataset.from_list(rows, features=Features(columns[name.split("/")[0]])).to_parquet(partial)
 
 
@@ -573,22 +594,3 @@ def vocabulary() -> tuple[str, ...]:
             blank = Fact(subject, "", relation, "")
             texts += [question(blank, form, really=True) for form in range(FORMS)] + [relation.third]
     return tuple(sorted({word for text in texts for word in text.split() if "{" not in word}))
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.worlds.facts", description="Writes the world of facts' data sets.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--settings", default="{}", help="JSON: seed, world_seed, sizes")
-    options = parser.parse_args()
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        write(options.folder, **json.loads(options.settings))
-    except EtherError as error:
-        sys.exit(f"\n{error}\n")
-
-
-if __name__ == "__main__":
-    main()

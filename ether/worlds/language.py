@@ -1,33 +1,31 @@
-"""A mini-language world: plain English words, a small grammar, and GLUE's eight tasks in GLUE's own formats.
+"""A mini-language: plain English words, a small grammar, and the eight tasks of GLUE in GLUE's formats.
 
-**The words.** Some 50 nouns in eight classes (doctors, dogs, ships, soups ...), 24 verbs, 40 adjectives and 8 adverbs.
-Every one is a *concept* with two names (``doctor`` / ``physician``); a noun's class has a name of its own (``worker``,
-``vehicle``), and verbs, adjectives and adverbs come in opposites (``find`` / ``lose``). 24 adjectives and four verbs
-are good or bad.
+**The words.** 48 nouns in eight classes (doctors, dogs, ships, soups ...), 24 verbs, 40 adjectives and 8 adverbs.
+Each is a *concept* with two names (``doctor`` / ``physician``). The class of a noun has a name too (``worker``,
+``vehicle``), and verbs, adjectives and adverbs are pairs of opposites (``find`` / ``lose``). 24 adjectives and four verbs
+are positive or negative.
 
-**The sentences.** ``the old doctor finds a broad ship``: a subject that is alive, a verb, an object of a class that the
-verb likes, now and then an adverb (in front or at the end), a negation, or a place (``near the huts``). Number agrees,
-so ``the doctor near the huts find a ship`` is bad English here as elsewhere.
+**The sentences.** ``the old doctor finds a broad ship``: an animate subject, a verb, an object of a class that the verb
+accepts, and sometimes an adverb (first or last), a negation, or a place (``near the huts``). Subject and verb agree in number:
+``the doctor near the huts find a ship`` is not acceptable.
 
-**The corpus.** `documents` gives pairs of sentences, the second opened by a connective that says how it follows from
-the first: ``namely`` the same in other words, ``so`` something more general, ``but`` the opposite, ``perhaps``
-something that may or may not hold, ``likewise`` one thing changed, ``partly`` two things changed, ``meanwhile``
-something unrelated, ``indeed`` an answer to a question, ``anyway`` no answer, ``clearly`` a property of something in
-it, ``moreover`` more of the same sentiment. Reading it teaches an encoder what words mean without a single label; see
-`ether.foundation.language_encoder`.
+**The corpus.** `documents` is an endless stream of pairs of sentences. The second begins with a connective that states its
+relation to the first: ``namely`` a paraphrase, ``so`` an entailment, ``but`` a contradiction, ``perhaps`` a neutral sentence,
+``likewise`` one change, ``partly`` two changes, ``meanwhile`` an unrelated sentence, ``indeed`` an answer to a question,
+``anyway`` no answer, ``clearly`` a property of subject or object, ``moreover`` the same sentiment. An encoder that is
+pretrained on it (`ether.foundation.language_encoder`) learns the meaning of the words without labels.
 
-**The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts
-(`held_out`) never occurs in a training split, so knowing those words must come from pretraining; validation and tuning
-use all words.
+**The tasks.** `write` makes them from the same sentences without the connectives. A quarter of the concepts (`held_out`) never
+occurs in a training split, so that the meaning of these words has to come from pretraining; validation and tuning use all words.
 
 | task | sentence pairs | label |
 |---|---|---|
-| cola | one sentence | 1 if well formed (agreement, determiner, order, missing word, lifeless subject) |
-| sst2 | one or two clauses with good and bad words, seldom ``not``, now and then ``but`` | 1 if the main clause is positive |
-| mrpc | a sentence in other words, or with one thing changed | 1 if a paraphrase |
-| stsb | sentences with any number of things changed | shared meaning, 0 to 5, with a rater's noise |
-| qqp | two questions, in other words or with one thing changed | 1 if duplicates |
-| mnli | a sentence and a more general one / one that may hold / an opposite | 0 / 1 / 2 |
+| cola | one sentence | 1 if well formed (agreement, determiner, order, missing word, inanimate subject) |
+| sst2 | one or two clauses with polar words, rarely ``not``, sometimes ``but`` | 1 if the main clause is positive |
+| mrpc | a paraphrase, or a sentence with one change | 1 if a paraphrase |
+| stsb | sentences with any number of changes | shared meaning, 0 to 5, with noise as of a rater |
+| qqp | two questions, paraphrased or with one change | 1 if duplicates |
+| mnli | a sentence and an entailment / a neutral sentence / a contradiction | 0 / 1 / 2 |
 | qnli | a question and a sentence that answers it or does not | 0 / 1 |
 | rte | as mnli, entailment or not | 0 / 1 |
 """
@@ -45,7 +43,7 @@ from typing import Any
 from ether.errors import one_of
 from ether.results import atomic
 
-__all__ = ["TASKS", "documents", "held_out", "vocabulary", "write"]
+__all__ = ["TASKS", "documents", "files", "held_out", "restatements", "vocabulary", "write"]
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
@@ -59,7 +57,7 @@ NOUNS = {
     "building": "house home, shop store, church chapel, hut cabin, castle fortress, inn tavern",
     "tool": "hammer mallet, axe hatchet, spade shovel, bucket pail, brush broom, rope cord",
 }
-ALIVE = ("worker", "youngster", "animal")
+ANIMATE = ("worker", "youngster", "animal")
 VERBS = {  # opposites, and the classes of their objects
     "praise commend / blame scold": "worker youngster dish",
     "love adore / hate detest": "worker youngster animal vehicle dish garment building tool",
@@ -78,7 +76,7 @@ PLAIN_ADJECTIVES = (
     "big large / small little, old aged / young youthful, tall lofty / short stubby, heavy weighty / light feathery, "
     "wide broad / narrow slim, rich wealthy / poor needy, wet damp / dry parched, strong sturdy / weak frail"
 )
-POLAR_ADJECTIVES = (  # good / bad
+POLAR_ADJECTIVES = (  # positive / negative
     "good great / bad awful, kind gentle / cruel nasty, happy cheerful / sad gloomy, clever brilliant / stupid foolish,"
     " lovely charming / ugly hideous, honest sincere / deceitful crooked, superb splendid / terrible dreadful, "
     "pleasant delightful / annoying tiresome, brave bold / cowardly timid, neat tidy / messy sloppy, "
@@ -109,26 +107,26 @@ FUNCTION_WORDS = ("the", "a", "an", "two", "is", "are", "does", "do", "not", "an
 
 @dataclass(frozen=True)
 class Concept:
-    """What a word means: two (for a class of nouns one) names, and its place among the others."""
+    """The meaning of a word: its two names (one for a class of nouns), kind and family."""
 
     names: tuple[str, ...]
     kind: str  # noun, class, verb, adjective, adverb
     family: str  # a noun's class; the pair of opposites for the others
-    polarity: int = 0  # +1 good, -1 bad
+    polarity: int = 0  # +1 positive, -1 negative
 
     def __lt__(self, other: Concept) -> bool:
         return self.names < other.names
 
 
 def inflect(word: str) -> str:
-    """The plural of a noun, the third person of a verb: in English the same spelling rules."""
+    """The plural of a noun or the third person of a verb; the spelling rules are the same."""
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def text(words: list[str]) -> str:
-    """Words as a sentence: the article is ``an`` before a vowel."""
+    """Words joined to a sentence, with the article ``an`` before a vowel."""
     vowels = [w.startswith(tuple("aeiou")) or w == "honest" for w in [*words[1:], ""]]
     return " ".join("an" if word == "a" and vowel else word for word, vowel in zip(words, vowels, strict=True))
 
@@ -144,7 +142,7 @@ def _opposites(text: str, kind: str, polar: Callable[[str], bool]) -> list[tuple
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The concepts one may use: all of them, or those left when some are held out."""
+    """A set of concepts: all of them, or those that remain when some are held out."""
 
     nouns: Mapping[str, tuple[Concept, ...]]  # by class
     verbs: tuple[Concept, ...]
@@ -161,9 +159,9 @@ class Lexicon:
             *self.adverbs,
         ]
 
-    def without(self, gone: frozenset[Concept]) -> Lexicon:
+    def without(self, excluded: frozenset[Concept]) -> Lexicon:
         def keep(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-            return tuple(c for c in concepts if c not in gone)
+            return tuple(c for c in concepts if c not in excluded)
 
         return Lexicon(
             {c: keep(n) for c, n in self.nouns.items()},
@@ -205,7 +203,7 @@ def _opposite(concept: Concept) -> Concept:
 
 @functools.cache
 def _heads() -> frozenset[str]:
-    """All nouns and verbs in all forms: what a sentence cannot do without."""
+    """All nouns and verbs in all forms: the words without which a sentence is not well formed."""
     names = [n for c in lexicon().concepts() if c.kind in ("noun", "verb") for n in c.names]
     return frozenset(names) | frozenset(map(inflect, names))
 
@@ -221,7 +219,7 @@ def vocabulary() -> list[str]:
 
 
 def interchangeable() -> list[list[str]]:
-    """The words by what they are: nouns, verbs (in all forms), adjectives, adverbs, the others."""
+    """The words in groups: nouns, verbs (in all forms), adjectives, adverbs, the others."""
     groups: dict[str, set[str]] = {}
     for concept in [*lexicon().concepts(), *CLASSES.values()]:
         forms = set(concept.names)
@@ -234,14 +232,14 @@ def interchangeable() -> list[list[str]]:
 
 @functools.cache
 def _held_out_concepts(seed: int) -> frozenset[Concept]:
-    rng, words, gone = random.Random(f"held-out {seed}"), lexicon(), set[Concept]()
+    rng, words, excluded = random.Random(f"held-out {seed}"), lexicon(), set[Concept]()
     for i, nouns in enumerate(words.nouns.values()):
-        gone.update(rng.sample(nouns, 1 + i % 2))  # 12 of 48
+        excluded.update(rng.sample(nouns, 1 + i % 2))  # 12 of 48
     for concepts in (words.verbs, words.plain, words.polar, words.adverbs):
         families = sorted({c.family for c in concepts})
-        chosen = set(rng.sample(families, len(families) // 4))  # opposites go together
-        gone.update(c for c in concepts if c.family in chosen)
-    return frozenset(gone)
+        chosen = set(rng.sample(families, len(families) // 4))  # opposites are held out together
+        excluded.update(c for c in concepts if c.family in chosen)
+    return frozenset(excluded)
 
 
 def held_out(seed: int = 0) -> frozenset[str]:
@@ -251,7 +249,7 @@ def held_out(seed: int = 0) -> frozenset[str]:
     return frozenset(names | inflected)
 
 
-RARER = 0.2  # how often a speaker uses a concept's second name: texts that say the same share most of their words
+SECOND_NAME = 0.2  # probability of a concept's second name, so that texts of the same meaning share most of their words
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 
@@ -277,8 +275,16 @@ class Clause:
     place: Phrase | None = None
 
 
-class Speaker:
-    """Draws sentences over the words of a lexicon and says them."""
+class SentenceGenerator:
+    """Samples clauses over the words of a lexicon and turns them into sentences.
+
+    A sentence is a list of words. The order in which random numbers are used is part of the data: changing it changes
+    every generated file.
+
+    Args:
+        words: the concepts to use.
+        rng: of all random choices.
+    """
 
     def __init__(self, words: Lexicon, rng: random.Random) -> None:
         self.words, self.rng = words, rng
@@ -286,7 +292,7 @@ class Speaker:
     def chance(self, p: float) -> bool:
         return self.rng.random() < p
 
-    # drawing
+    # sampling of clauses
 
     def adjective(self) -> Concept:
         return self.rng.choice(self.words.plain if self.chance(0.5) else self.words.polar)
@@ -298,7 +304,7 @@ class Speaker:
     def clause(self, *, negation: float = 0.1, adverb: float = 0.2, place: float = 0.0) -> Clause:
         verb = self.rng.choice(self.words.verbs)
         return Clause(
-            self.phrase(ALIVE),
+            self.phrase(ANIMATE),
             verb,
             self.phrase(_objects(verb.family)),
             self.rng.choice(self.words.adverbs) if self.chance(adverb) else None,
@@ -306,49 +312,49 @@ class Speaker:
             self.phrase(("building", "vehicle"), 0.0) if self.chance(place) else None,
         )
 
-    # saying
+    # realisation: from clauses to words
 
     def name(self, concept: Concept, inflected: bool = False) -> str:
-        name = concept.names[-1] if self.chance(RARER) else concept.names[0]
+        name = concept.names[-1] if self.chance(SECOND_NAME) else concept.names[0]
         return inflect(name) if inflected else name
 
-    def say_phrase(self, phrase: Phrase) -> list[str]:
+    def phrase_words(self, phrase: Phrase) -> list[str]:
         article = self.rng.choice(("the", "two") if phrase.plural else ("the", "a"))
         adjective = [self.name(phrase.adjective)] if phrase.adjective else []
         return [article, *adjective, self.name(phrase.noun, phrase.plural)]
 
-    def say_verb(self, clause: Clause, plural: bool) -> list[str]:
+    def verb_words(self, clause: Clause, plural: bool) -> list[str]:
         if clause.negated:
             return ["do" if plural else "does", "not", self.name(clause.verb)]
         return [self.name(clause.verb, not plural)]
 
-    def say(self, clause: Clause) -> list[str]:
-        place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
-        subject, verb = self.say_phrase(clause.subject) + place, self.say_verb(clause, clause.subject.plural)
-        words = [*subject, *verb, *self.say_phrase(clause.object)]
+    def sentence(self, clause: Clause) -> list[str]:
+        place = [self.rng.choice(PREPOSITIONS), *self.phrase_words(clause.place)] if clause.place else []
+        subject, verb = self.phrase_words(clause.subject) + place, self.verb_words(clause, clause.subject.plural)
+        words = [*subject, *verb, *self.phrase_words(clause.object)]
         if clause.adverb:
             adverb = self.name(clause.adverb)
             words = [adverb, *words] if self.chance(0.3) else [*words, adverb]
         return words
 
-    def ask(self, clause: Clause, about: str) -> list[str]:
-        """A question about a clause: ``who`` does it, ``what`` it is done to, or ``does`` it happen."""
+    def question(self, clause: Clause, kind: str) -> list[str]:
+        """A question of the kind ``who`` (subject), ``what`` (object) or ``does`` (yes or no) for a clause."""
         adverb = [self.name(clause.adverb)] if clause.adverb else []
-        if about == "who":
-            return ["who", self.name(clause.verb, True), *self.say_phrase(clause.object), *adverb, "?"]
+        if kind == "who":
+            return ["who", self.name(clause.verb, True), *self.phrase_words(clause.object), *adverb, "?"]
         auxiliary = "do" if clause.subject.plural else "does"
-        asked = [auxiliary, *self.say_phrase(clause.subject), self.name(clause.verb)]
-        if about == "what":
-            return ["what", *asked, *adverb, "?"]
-        return [*asked, *self.say_phrase(clause.object), *adverb, "?"]
+        words = [auxiliary, *self.phrase_words(clause.subject), self.name(clause.verb)]
+        if kind == "what":
+            return ["what", *words, *adverb, "?"]
+        return [*words, *self.phrase_words(clause.object), *adverb, "?"]
 
-    # changing
+    # changes of clauses
 
     def other_noun(self, noun: Concept) -> Concept:
         return self.rng.choice([n for n in self.words.nouns[noun.family] if n != noun])
 
     def change(self, clause: Clause, slot: str) -> Clause:
-        """The clause with one thing changed into something that neither follows nor contradicts."""
+        """The clause with one slot changed so that the result is neither entailed nor contradicted."""
         if slot == "verb":
             fits = [
                 v for v in self.words.verbs if v.family != clause.verb.family and clause.object.noun.family in _objects(v.family)
@@ -368,13 +374,13 @@ class Speaker:
 
     @staticmethod
     def slots(clause: Clause) -> list[str]:
-        """What a clause says that could be changed."""
+        """The slots of a clause that can be changed."""
         slots = ["subject", "verb", "object"]
         slots += [f"{s}-adjective" for s in ("subject", "object") if getattr(clause, s).adjective]
         return slots + (["adverb"] if clause.adverb else [])
 
     def generalise(self, clause: Clause, p: float, keep: str = "") -> Clause:
-        """Drop adjectives and adverb, name classes for nouns, each with probability p; leave the slot `keep` alone."""
+        """Drop adjectives and adverb and replace nouns by their class, each with probability p, except in the slot `keep`."""
         for side in ("subject", "object"):
             phrase = getattr(clause, side)
             if phrase.adjective and keep != f"{side}-adjective" and self.chance(p):
@@ -386,30 +392,30 @@ class Speaker:
             clause = dataclasses.replace(clause, adverb=None)
         return clause
 
-    # relations: each gives a pair of clauses or of sentences
+    # relations: each gives a pair of sentences
 
     def paraphrase(self) -> tuple[list[str], list[str]]:
         clause = self.clause(place=0.1)
-        first = self.say(clause)
-        return first, next(s for s in iter(lambda: self.say(clause), None) if s != first)
+        first = self.sentence(clause)
+        return first, next(s for s in iter(lambda: self.sentence(clause), None) if s != first)
 
     def changed(self, count: int) -> tuple[list[str], list[str]]:
         clause = self.clause(place=0.1)
         other, slots = clause, self.slots(clause)
         for slot in self.rng.sample(slots, min(count, len(slots))):
             other = self.change(other, slot)
-        return self.say(clause), self.say(other)
+        return self.sentence(clause), self.sentence(other)
 
     def unrelated(self) -> tuple[list[str], list[str]]:
-        return self.say(self.clause()), self.say(self.clause())
+        return self.sentence(self.clause()), self.sentence(self.clause())
 
     def entailment(self) -> tuple[list[str], list[str]]:
         clause = self.clause(negation=0.0)
-        if self.chance(0.15):  # a denial follows only in other words, or the sign "not" would give the label away
+        if self.chance(0.15):  # a negated clause entails its paraphrase; without these, "not" would reveal the label
             clause = dataclasses.replace(clause, negated=True)
-            return self.say(clause), self.say(clause)
+            return self.sentence(clause), self.sentence(clause)
         general = next(c for c in iter(lambda: self.generalise(clause, 0.4), None) if c != clause)
-        return self.say(clause), self.say(general)
+        return self.sentence(clause), self.sentence(general)
 
     def contradiction(self) -> tuple[list[str], list[str]]:
         clause = self.clause(negation=0.0)
@@ -418,30 +424,30 @@ class Speaker:
         if slot == "negation":
             other = dataclasses.replace(self.generalise(clause, 0.2, keep="verb"), negated=True)
             pair = (clause, other) if self.chance(0.7) else (dataclasses.replace(clause, negated=True), clause)
-            return self.say(pair[0]), self.say(pair[1])
+            return self.sentence(pair[0]), self.sentence(pair[1])
         other = self.generalise(clause, 0.3, keep=slot)
         side = slot.removesuffix("-adjective")
-        said = getattr(other, side)
-        turned: Any  # the phrase with the opposite adjective, or the opposite verb or adverb
-        if isinstance(said, Phrase):
-            turned = dataclasses.replace(said, adjective=said.adjective and _opposite(said.adjective))
+        part = getattr(other, side)
+        opposite: Any  # the phrase with the opposite adjective, or the opposite verb or adverb
+        if isinstance(part, Phrase):
+            opposite = dataclasses.replace(part, adjective=part.adjective and _opposite(part.adjective))
         else:
-            turned = _opposite(said)
-        return self.say(clause), self.say(dataclasses.replace(other, **{side: turned}))
+            opposite = _opposite(part)
+        return self.sentence(clause), self.sentence(dataclasses.replace(other, **{side: opposite}))
 
     def neutral(self) -> tuple[list[str], list[str]]:
         clause = self.clause(negation=0.0)
-        if self.chance(0.4):  # the second says more than the first
+        if self.chance(0.4):  # the second is more specific than the first
             general = next(c for c in iter(lambda: self.generalise(clause, 0.4), None) if c != clause)
-            return self.say(general), self.say(clause)
+            return self.sentence(general), self.sentence(clause)
         slot = self.rng.choice(["subject", "verb", "object", "subject-adjective", "object-adjective"])
         other = self.change(self.generalise(clause, 0.3, keep=slot), slot)
         if slot in ("subject", "verb", "object") and self.chance(0.2):
             other = dataclasses.replace(other, negated=True)
-        return self.say(clause), self.say(other)
+        return self.sentence(clause), self.sentence(other)
 
     def property(self, holds: bool) -> tuple[list[str], list[str]]:
-        """``the old doctor finds a broad ship``, ``the vessel is wide``; or narrow, where it does not hold."""
+        """``the old doctor finds a broad ship``, ``the vessel is wide``; or ``narrow``, if the property must not hold."""
         clause = self.clause(negation=0.0, adverb=0.1)
         subject, object_ = (dataclasses.replace(p, adjective=self.adjective()) for p in (clause.subject, clause.object))
         clause = dataclasses.replace(clause, subject=subject, object=object_)
@@ -449,42 +455,47 @@ class Speaker:
         assert phrase.adjective is not None  # given above
         adjective = phrase.adjective if holds else _opposite(phrase.adjective)
         verb = "are" if phrase.plural else "is"
-        return self.say(clause), [*self.say_phrase(dataclasses.replace(phrase, adjective=None)), verb, self.name(adjective)]
+        return self.sentence(clause), [
+            *self.phrase_words(dataclasses.replace(phrase, adjective=None)),
+            verb,
+            self.name(adjective),
+        ]
 
     def questions(self, same: bool) -> tuple[list[str], list[str]]:
-        clause, about = self.clause(negation=0.0), self.rng.choice(("who", "what", "does"))
+        clause, kind = self.clause(negation=0.0), self.rng.choice(("who", "what", "does"))
+        first = self.question(clause, kind)
         if same:
-            first = self.ask(clause, about)
-            return first, next(s for s in iter(lambda: self.ask(clause, about), None) if s != first)
-        return self.ask(clause, about), self.ask(self.change(clause, self.rng.choice(self.asked(clause, about))), about)
+            return first, next(s for s in iter(lambda: self.question(clause, kind), None) if s != first)
+        other = self.change(clause, self.rng.choice(self.question_slots(clause, kind)))
+        return first, self.question(other, kind)
 
-    def asked(self, clause: Clause, about: str) -> list[str]:
-        """The slots that a question mentions."""
-        hidden = {"who": "subject", "what": "object", "does": "-"}[about]
+    def question_slots(self, clause: Clause, kind: str) -> list[str]:
+        """The slots of a clause that a question of this kind contains."""
+        hidden = {"who": "subject", "what": "object", "does": "-"}[kind]
         return [s for s in self.slots(clause) if not s.startswith(hidden)]
 
     def answer(self, answers: bool) -> tuple[list[str], list[str]]:
-        clause, about = self.clause(negation=0.0), self.rng.choice(("who", "what"))
-        asked = self.asked(clause, about)
-        question = self.ask(clause, about)
+        clause, kind = self.clause(negation=0.0), self.rng.choice(("who", "what"))
+        slots = self.question_slots(clause, kind)
+        question = self.question(clause, kind)
         if not answers:
-            clause = self.change(clause, self.rng.choice(asked))
-        return question, self.say(clause)
+            clause = self.change(clause, self.rng.choice(slots))
+        return question, self.sentence(clause)
 
     # sentiment
 
-    def feeling(self, polarity: int, negation: float = 0.25) -> list[str]:
-        """A clause of the given sentiment: ``the soup is not very good``, ``a cook praises the pie``."""
+    def opinion(self, polarity: int, negation: float = 0.25) -> list[str]:
+        """A clause of the given polarity: ``the soup is not very good``, ``a cook praises the pie``."""
         if self.chance(0.2):
             verbs = [v for v in self.words.verbs if v.polarity == polarity]
             if verbs:
                 verb = self.rng.choice(verbs)
-                return self.say(Clause(self.phrase(ALIVE, 0.0), verb, self.phrase(_objects(verb.family), 0.0)))
+                return self.sentence(Clause(self.phrase(ANIMATE, 0.0), verb, self.phrase(_objects(verb.family), 0.0)))
         phrase = self.phrase(tuple(NOUNS), 0.0)
         negated = self.chance(negation)
-        wanted = -polarity if negated else polarity
-        adjective = self.name(self.rng.choice([a for a in self.words.polar if a.polarity == wanted]))
-        words = [*self.say_phrase(phrase), "are" if phrase.plural else "is"]
+        sign = -polarity if negated else polarity
+        adjective = self.name(self.rng.choice([a for a in self.words.polar if a.polarity == sign]))
+        words = [*self.phrase_words(phrase), "are" if phrase.plural else "is"]
         return [
             *words,
             *(["not"] if negated else []),
@@ -493,46 +504,46 @@ class Speaker:
         ]
 
     def review(self, polarity: int) -> list[str]:
-        """One or two clauses whose main clause has the given sentiment."""
+        """One or two clauses whose main clause has the given polarity."""
         shape = self.rng.choice(("one", "and", "and", "but", "although"))
-        main = self.feeling(polarity)
+        main = self.opinion(polarity)
         if shape == "one":
             return main
         if shape == "and":
-            return [*main, "and", *self.feeling(polarity)]
+            return [*main, "and", *self.opinion(polarity)]
         if shape == "but":
-            return [*self.feeling(-polarity), "but", *main]
-        concession = ["although", *self.feeling(-polarity)]
+            return [*self.opinion(-polarity), "but", *main]
+        concession = ["although", *self.opinion(-polarity)]
         return [*concession, ",", *main] if self.chance(0.5) else [*main, *concession]
 
     def verdict(self, polarity: int) -> list[str]:
-        """Like `review`, with fewer turns: mostly one or two clauses of one sentiment, seldom negated."""
-        main = self.feeling(polarity, 0.1)
+        """Like `review`, but simpler: mostly one or two clauses of the same polarity, rarely negated."""
+        main = self.opinion(polarity, 0.1)
         shape = self.rng.choice(("one", "and", "and", "and", "but"))
         if shape == "one":
             return main
         if shape == "and":
-            return [*main, "and", *self.feeling(polarity, 0.1)]
-        return [*self.feeling(-polarity, 0.1), "but", *main]
+            return [*main, "and", *self.opinion(polarity, 0.1)]
+        return [*self.opinion(-polarity, 0.1), "but", *main]
 
-    def feelings(self) -> tuple[list[str], list[str]]:
+    def opinions(self) -> tuple[list[str], list[str]]:
         polarity = self.rng.choice((1, -1))
-        return self.review(polarity), self.feeling(polarity)
+        return self.review(polarity), self.opinion(polarity)
 
     # form
 
     def malformed(self, clause: Clause) -> list[str]:
-        """The clause with one fault of form."""
-        fault = self.rng.choice(("agreement", "agreement", "article", "order", "missing", "lifeless"))
-        if fault == "lifeless":
-            lifeless = tuple(c for c in NOUNS if c not in ALIVE)
-            return self.say(dataclasses.replace(clause, subject=self.phrase(lifeless)))
+        """The clause with one grammatical error."""
+        fault = self.rng.choice(("agreement", "agreement", "article", "order", "missing", "inanimate"))
+        if fault == "inanimate":
+            inanimate = tuple(c for c in NOUNS if c not in ANIMATE)
+            return self.sentence(dataclasses.replace(clause, subject=self.phrase(inanimate)))
         if fault == "agreement":
             wrong = dataclasses.replace(clause, subject=dataclasses.replace(clause.subject, plural=not clause.subject.plural))
-            place = [self.rng.choice(PREPOSITIONS), *self.say_phrase(clause.place)] if clause.place else []
-            words = [*self.say_phrase(clause.subject), *place, *self.say_verb(clause, wrong.subject.plural)]
-            return words + self.say_phrase(clause.object) + ([self.name(clause.adverb)] if clause.adverb else [])
-        words = self.say(clause)
+            place = [self.rng.choice(PREPOSITIONS), *self.phrase_words(clause.place)] if clause.place else []
+            words = [*self.phrase_words(clause.subject), *place, *self.verb_words(clause, wrong.subject.plural)]
+            return words + self.phrase_words(clause.object) + ([self.name(clause.adverb)] if clause.adverb else [])
+        words = self.sentence(clause)
         if fault == "article":
             articles = [i for i, w in enumerate(words) if w in ("a", "two")] or [0]
             i = self.rng.choice(articles)
@@ -549,50 +560,50 @@ class Speaker:
 # --- corpus -----------------------------------------------------------------------------------------------------------
 
 Pair = tuple[list[str], list[str]]
-_RELATIONS: dict[str, tuple[int, Callable[[Speaker], Pair]]] = {  # name in CONNECTIVES: (how often, maker)
+_RELATIONS: dict[str, tuple[int, Callable[[SentenceGenerator], Pair]]] = {  # name in CONNECTIVES: (weight, maker)
     "paraphrase": (6, lambda s: s.paraphrase() if s.chance(0.7) else s.questions(same=True)),
-    "entailment": (4, Speaker.entailment),
+    "entailment": (4, SentenceGenerator.entailment),
     "contradiction": (5, lambda s: s.contradiction() if s.chance(0.7) else s.property(holds=False)),
-    "neutral": (4, Speaker.neutral),
+    "neutral": (4, SentenceGenerator.neutral),
     "one-changed": (5, lambda s: s.changed(1) if s.chance(0.6) else s.questions(same=False)),
     "two-changed": (2, lambda s: s.changed(2)),
-    "unrelated": (5, Speaker.unrelated),
+    "unrelated": (5, SentenceGenerator.unrelated),
     "answer": (2, lambda s: s.answer(answers=True)),
     "no-answer": (2, lambda s: s.answer(answers=False)),
     "property": (5, lambda s: s.property(holds=True)),
-    "sentiment": (4, Speaker.feelings),
+    "sentiment": (4, SentenceGenerator.opinions),
 }
 
 
 def documents(seed: int = 0) -> Iterator[tuple[str, str]]:
-    """The pretraining corpus, without end: pairs of sentences, the second opened by the connective between them."""
+    """The pretraining corpus, an endless stream of pairs of sentences; the second begins with the connective between them."""
     rng = random.Random(f"corpus {seed}")
-    speaker = Speaker(lexicon(), rng)
+    generator = SentenceGenerator(lexicon(), rng)
     relations, weights = list(_RELATIONS), [weight for weight, _ in _RELATIONS.values()]
     while True:
         for relation in rng.choices(relations, weights, k=256):
-            first, second = _RELATIONS[relation][1](speaker)
+            first, second = _RELATIONS[relation][1](generator)
             yield text(first), text([rng.choice(CONNECTIVES[relation]), *second])
 
 
 def restatements(seed: int = 0) -> Iterator[tuple[str, str]]:
-    """Pairs of sentences or questions that say the same, without end and without connective."""
-    speaker = Speaker(lexicon(), random.Random(f"restatements {seed}"))
+    """An endless stream of pairs of sentences or questions with the same meaning, without connectives."""
+    generator = SentenceGenerator(lexicon(), random.Random(f"restatements {seed}"))
     while True:
-        first, second = speaker.paraphrase() if speaker.chance(0.7) else speaker.questions(same=True)
+        first, second = generator.paraphrase() if generator.chance(0.7) else generator.questions(same=True)
         yield text(first), text(second)
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def _cola(s: Speaker, label: int) -> Pair:
+def _cola(s: SentenceGenerator, label: int) -> Pair:
     clause = s.clause(place=0.4)
-    return (s.say(clause) if label else s.malformed(clause)), []
+    return (s.sentence(clause) if label else s.malformed(clause)), []
 
 
-def _stsb(s: Speaker) -> tuple[Pair, float]:
-    """A pair with any number of things changed, and the meaning kept, 0 to 5: nouns and verb count 1, the rest 1/2."""
+def _stsb(s: SentenceGenerator) -> tuple[Pair, float]:
+    """A pair with any number of changes, and the shared meaning, 0 to 5: nouns and verb have weight 1, the rest 1/2."""
     clause = s.clause(adverb=0.1)
     rate = s.rng.random()
     other, total, lost = clause, 0.0, 0.0
@@ -602,20 +613,20 @@ def _stsb(s: Speaker) -> tuple[Pair, float]:
         if s.chance(rate):
             other, lost = s.change(other, slot), lost + weight
     score = 5 * (1 - lost / total) + s.rng.gauss(0, 0.3)
-    return (s.say(clause), s.say(other)), round(min(5.0, max(0.0, score)) * 5) / 5  # ratings come in fifths
+    return (s.sentence(clause), s.sentence(other)), round(min(5.0, max(0.0, score)) * 5) / 5  # ratings are multiples of 1/5
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of GLUE's tasks: text columns, names of labels (none: a score), and how to make an example with a label."""
+    """One of GLUE's tasks: text columns, names of the labels (none: a score), and the maker of an example with a label."""
 
     columns: tuple[str, ...]
     labels: tuple[str, ...]
-    make: Callable[[Speaker, int], Pair]
-    validation: str = "validation"
+    make: Callable[[SentenceGenerator, int], Pair]
+    validation: str = "validation"  # name of the file of the validation split
 
 
-_MNLI = (Speaker.entailment, Speaker.neutral, Speaker.contradiction)
+_MNLI = (SentenceGenerator.entailment, SentenceGenerator.neutral, SentenceGenerator.contradiction)
 
 TASKS: dict[str, Task] = {
     "cola": Task(("sentence",), ("unacceptable", "acceptable"), _cola),
@@ -645,18 +656,22 @@ SIZES = {"train": 2000, "validation": 400, "tuning": 400}
 
 
 def examples(task: str, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """The examples of a task by split (`train`, `validation`, `tuning`), labels balanced, no text in two splits."""
+    """The examples of a task by split (``train``, ``validation``, ``tuning``), with balanced labels and no text in two splits.
+
+    Raises:
+        ConfigurationError: there is no task of this name.
+    """
     if task not in TASKS:
         raise one_of("task", task, TASKS, "the mini-language world")
     spec, seen, splits = TASKS[task], set[tuple[str, ...]](), {}
-    known = lexicon().without(_held_out_concepts(seed))
+    reduced = lexicon().without(_held_out_concepts(seed))
     for split, size in ({**SIZES, **(sizes or {})}).items():
         rng = random.Random(f"{task} {split} {seed}")
-        speaker = Speaker(known if split == "train" else lexicon(), rng)
+        generator = SentenceGenerator(reduced if split == "train" else lexicon(), rng)
         rows: list[dict[str, Any]] = []
         while len(rows) < size:
             label: int | float = len(rows) % max(1, len(spec.labels))
-            pair, label = (spec.make(speaker, int(label)), label) if spec.labels else _stsb(speaker)
+            pair, label = (spec.make(generator, int(label)), label) if spec.labels else _stsb(generator)
             texts = tuple(text(words) for words in pair[: len(spec.columns)])
             if texts not in seen:
                 seen.add(texts)
@@ -666,26 +681,37 @@ def examples(task: str, seed: int = 0, sizes: Mapping[str, int] | None = None) -
     return splits
 
 
+def _file(task: str, split: str) -> str:
+    """The path of a split, relative to the root of the mirror."""
+    return f"datasets/world/glue/{task}/{TASKS[task].validation if split == 'validation' else split}.parquet"
+
+
+def files(settings: Mapping[str, Any]) -> list[str]:
+    """The paths, relative to the folder given to `write`, of all files that it writes; they do not depend on the settings."""
+    return [_file(task, split) for task in TASKS for split in SIZES]
+
+
 def write(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
     """Write the eight tasks as a hub mirror: ``<folder>/datasets/world/glue/<task>/<split>.parquet``.
 
-    The splits are `train`, `validation` (`validation_matched` for mnli, as in GLUE) and `tuning`, which is drawn as
-    validation is and serves to choose learning rates. `sizes` gives the examples a split (default 2000, 400, 400).
-    Same seed and sizes, same bytes.
+    The splits are ``train``, ``validation`` (``validation_matched`` for mnli, as in GLUE) and ``tuning``, which has the
+    distribution of the validation split and is used to choose learning rates. The same settings give the same bytes.
+
+    Args:
+        folder: root of the mirror.
+        seed: of the examples and of the held-out concepts.
+        sizes: examples by split, where they differ from `SIZES`.
 
     Raises:
-        ConfigurationError: `sizes` names a split that there is not.
+        ConfigurationError: `sizes` has an unknown split.
     """
-    from datasets import ClassLabel, Dataset, Features, Value  # here, for it takes a second to import
+    from datasets import ClassLabel, Dataset, Features, Value  # takes a second to import, and only writing needs it
 
     for split in set(sizes or {}) - set(SIZES):
         raise one_of("split", split, SIZES, "the sizes of the mini-language world")
     for name, task in TASKS.items():
         label = ClassLabel(names=list(task.labels)) if task.labels else Value("float32")
         features = Features({**{c: Value("string") for c in task.columns}, "label": label, "idx": Value("int32")})
-        target = Path(folder) / "datasets" / "world" / "glue" / name
-        target.mkdir(parents=True, exist_ok=True)
         for split, rows in examples(name, seed, sizes).items():
-            final = target / f"{task.validation if split == 'validation' else split}.parquet"
-            with atomic(final) as partial:
+            with atomic(Path(folder) / _file(name, split)) as partial:
                 Dataset.from_list(rows, features=features).to_parquet(partial)

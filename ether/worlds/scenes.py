@@ -1,36 +1,34 @@
 """A world of small captioned pictures, and subjects for DreamBooth that no caption can describe exactly.
 
-**The scenes.** 32 x 32 RGB pictures of one object, anywhere and of any size between 17 and 25 pixels, before one of ten
-backgrounds: five colours, grass, sand, a brick wall, water and a wooden floor. The object is one of six shapes (circle,
+**The scenes.** 32 x 32 RGB pictures of one object, at any position and with a diameter between 17 and 25 pixels, before one of
+ten backgrounds: five colours, grass, sand, a brick wall, water and a wooden floor. The object is one of six shapes (circle,
 square, triangle, star, cross, heart) in one of six colours and five textures (plain, striped, spotted, checkered,
-outlined), or a *thing*: a vase, a toy or a fish, whose silhouette differs from one to the next and whose pattern has
-any two colours. Captions are plain English in many forms, and now and then leave something out: ``a photo of a striped
-red circle on a blue background``, ``on the beach, a heart with spots``, ``a fish floating on water``.
+outlined), or a *thing*: a vase, a toy or a fish with a random silhouette and a pattern of any two colours. Captions are plain
+English in many forms and sometimes omit an attribute: ``a photo of a striped red circle on a blue background``,
+``on the beach, a heart with spots``, ``a fish floating on water``.
 
 **Held out.** Of the 180 combinations of colour, shape and texture, 30 (`held_out`) never occur in training; every pair
-of them does. Captions of these say whether a model composes.
+of attributes does. Captions of these test whether a model can compose attributes.
 
-**The subjects.** `SUBJECTS` gives eight particular things of the classes vase, toy and fish: a silhouette, a pattern
-and two colours without a name. `write` renders each five times (other place, size and background) in the layout of
-google/dreambooth, with its prompt file:
+**The subjects.** `SUBJECTS` are eight particular things of the classes vase, toy and fish: a silhouette, a pattern
+and two colours without a name. `write` renders each five times (with different position, size and background) in the layout
+of google/dreambooth, with its prompt file:
 
     <root>/datasets/world/dreambooth/dataset/<subject>/00.png ...
     <root>/datasets/world/dreambooth/dataset/prompts_and_classes.txt
     <root>/datasets/world/dreambooth/dataset/metadata.json
 
-The last tells what is in each picture and what each prompt asks for, and puts every prompt in one of two halves:
-``selection`` (for choosing among checkpoints) and ``report``.
+``metadata.json`` describes each picture and the attribute that each prompt requires, and assigns every prompt to one of two
+halves: ``selection`` (for choosing among checkpoints) and ``report``.
 
 Coordinates are pixels, x to the right and y downwards; colours are RGB in 0 ... 255.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +37,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ether.errors import ConfigurationError, EtherError
+from ether.errors import ConfigurationError
 from ether.results import atomic, write_text
 
 __all__ = [
     "BACKGROUNDS", "COLOURS", "KINDS", "PROMPTS", "SHAPES", "SIZE", "SPARE_TOKENS", "SUBJECTS", "TEXTURES", "THINGS",
-    "Look", "Scene", "Subject", "caption", "corpus", "describe", "draw", "draw_many", "held_out", "held_out_scenes",
-    "random_look", "scenes", "vocabulary", "write",
+    "Look", "Scene", "Subject", "caption", "corpus", "describe", "files", "held_out", "held_out_scenes", "place",
+    "random_look", "references", "render", "render_many", "scenes", "vocabulary", "write",
 ]  # fmt: skip
 
-SIZE = 32  # pixels a side
-FINE = 3  # sub-pixels a side, so that edges are smooth
+SIZE = 32  # side of a picture, in pixels
+FINE = 3  # sub-pixels along a side of a pixel, so that edges are smooth
 
 RGB = tuple[int, int, int]
 Picture = NDArray[np.uint8]
@@ -65,16 +63,16 @@ COLOURS: dict[str, RGB] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 THINGS = ("vase", "toy", "fish")
 KINDS = (*SHAPES, *THINGS)
-TEXTURES = {  # and how it is said after the noun
+TEXTURES = {  # and the phrase for it after the noun
     "plain": "",
     "striped": "with stripes",
     "spotted": "with spots",
     "checkered": "with checks",
     "outlined": "with an outline",
 }
-PATTERNS = (*TEXTURES, "halved")  # a thing may be halved, which no caption says
+PATTERNS = (*TEXTURES, "halved")  # "halved" is for things only and has no word in captions
 INKS: tuple[RGB, RGB] = ((32, 30, 36), (248, 246, 242))  # the second colour of a shape: dark or light
-BACKGROUNDS: dict[str, tuple[str, ...]] = {  # and the ways to say it
+BACKGROUNDS: dict[str, tuple[str, ...]] = {  # and the phrases for it
     "white": ("on a white background", "with a white background"),
     "gray": ("on a gray background", "with a gray background"),
     "black": ("on a black background", "with a black background"),
@@ -93,24 +91,24 @@ PLAIN: dict[str, RGB] = {
     "pink": (250, 168, 192),
     "blue": (126, 186, 246),
 }
-SPARE_TOKENS = ("qwe", "sks", "zwx", "olis", "vtk", "pjm", "ruj", "hta")  # mean nothing; a subject's name to be
+SPARE_TOKENS = ("qwe", "sks", "zwx", "olis", "vtk", "pjm", "ruj", "hta")  # without meaning; used as names of subjects
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like wherever it is: `silhouette` holds numbers in 0 ... 1 that shape a thing (none for a shape)."""
+    """The appearance of an object, independent of its position. `silhouette` holds parameters of a thing in 0 ... 1."""
 
     kind: str  # one of `KINDS`
     pattern: str  # one of `PATTERNS`
     colours: tuple[RGB, RGB]  # main, second
     silhouette: tuple[float, ...] = ()
-    frequency: float = 2.2  # of the pattern, in repeats a radius
+    frequency: float = 2.2  # of the pattern, in repeats per radius
     angle: float = 0.0  # of the pattern, in radians
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A look at a place before a background; `colour` is the main colour's name, None if it has none."""
+    """An object at a position before a background; `colour` is the name of its main colour, None if it has none."""
 
     look: Look
     background: str
@@ -126,18 +124,18 @@ class Scene:
         return self.look.pattern if self.look.pattern in TEXTURES else None
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- rendering --------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _grid() -> tuple[NDArray[Any], NDArray[Any]]:
     """Pixel coordinates of the sub-pixels' centres, x of shape (1, 96) and y of shape (96, 1)."""
-    at = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / FINE
-    return at[None, :], at[:, None]
+    centres = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / FINE
+    return centres[None, :], centres[:, None]
 
 
 def _polygon(u: NDArray[Any], v: NDArray[Any], corners: list[tuple[float, float]]) -> NDArray[np.bool_]:
-    """Whether points lie in a polygon, by counting the edges to their right."""
+    """Whether points are inside a polygon, by counting the edges to their right."""
     inside = np.zeros(np.broadcast(u, v).shape, dtype=bool)
     for (a, b), (c, d) in zip(corners, [*corners[1:], corners[0]], strict=True):
         if b != d:
@@ -196,8 +194,8 @@ def _inside(look: Look, u: NDArray[Any], v: NDArray[Any]) -> NDArray[np.bool_]:
     return _shape(look.kind, u, v) if look.kind in SHAPES else _thing(look, u, v)
 
 
-def _inked(look: Look, u: NDArray[Any], v: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where the pattern shows the second colour."""
+def _second_colour(look: Look, u: NDArray[Any], v: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the pattern has the second colour."""
     if look.pattern == "outlined":
         return ~_inside(look, u * 1.45, v * 1.45)
     cos, sin = np.cos(look.angle), np.sin(look.angle)
@@ -221,7 +219,7 @@ def _background(name: str, rng: np.random.Generator) -> NDArray[np.float32]:
     shift = rng.integers(0, 60, 2)
     if name in PLAIN:
         return np.asarray(PLAIN[name], np.float32) + np.zeros((SIZE, SIZE, 1), np.float32) + np.float32(rng.normal() * 4)
-    if name == "grass":  # blades: noise drawn out vertically
+    if name == "grass":  # blades: noise smeared vertically
         blades = np.sum([np.roll(noise, k, axis=0) for k in range(5)], axis=0) / 2.2
         return np.asarray((62, 112, 40), np.float32) + blades[..., None] * np.asarray((13, 18, 9), np.float32)
     if name == "sand":
@@ -241,12 +239,12 @@ def _background(name: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.where(gap[..., None], np.asarray((92, 60, 34), np.float32), planks)
 
 
-def draw(scene: Scene) -> Picture:
+def render(scene: Scene) -> Picture:
     """The picture of a scene, of shape (32, 32, 3)."""
     x, y = _grid()
     u, v = np.broadcast_arrays((x - scene.x) / scene.radius, (y - scene.y) / scene.radius)
     inside = _inside(scene.look, u, v)
-    ink = inside & _inked(scene.look, u, v)
+    ink = inside & _second_colour(scene.look, u, v)
 
     def share(fine: NDArray[np.bool_]) -> NDArray[np.float32]:
         return fine.reshape(SIZE, FINE, SIZE, FINE).mean((1, 3), dtype=np.float32)[..., None]
@@ -258,9 +256,9 @@ def draw(scene: Scene) -> Picture:
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
-def draw_many(scenes: list[Scene]) -> Picture:
+def render_many(scenes: list[Scene]) -> Picture:
     """Pictures of scenes, of shape (scenes, 32, 32, 3)."""
-    return np.stack([draw(scene) for scene in scenes])
+    return np.stack([render(scene) for scene in scenes])
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -279,7 +277,7 @@ def held_out() -> frozenset[tuple[str, str, str]]:
 
 
 def place(look: Look, background: str, rng: np.random.Generator, colour: str | None = None) -> Scene:
-    """A look anywhere in the picture, at any size."""
+    """A scene with the given look at a random position and size."""
     radius = float(rng.uniform(8.8, 12.2))
     x, y = (float(rng.uniform(radius + 0.5, SIZE - radius - 0.5)) for _ in range(2))
     return Scene(look, background, x, y, radius, int(rng.integers(2**31)), colour)
@@ -291,7 +289,7 @@ def _jittered(colour: RGB, rng: np.random.Generator) -> RGB:
 
 
 def _ink(colour: str, background: str, rng: np.random.Generator) -> RGB:
-    """A second colour that is seen beside the first one and, if it can be, before the background."""
+    """A second colour that contrasts with the first one and, where possible, with the background."""
     if background in ("white", "pink", "sand"):
         return INKS[0]
     if background == "black":
@@ -300,7 +298,7 @@ def _ink(colour: str, background: str, rng: np.random.Generator) -> RGB:
 
 
 def any_colour(rng: np.random.Generator) -> RGB:
-    """Any colour that is neither very dull nor very dark."""
+    """A random colour that is neither very dull nor very dark."""
     hue, strength, value = rng.uniform(0, 6), rng.uniform(0.35, 0.95), rng.uniform(0.35, 0.98)
     channel = [value * (1 - strength * np.clip(min((n + hue) % 6, 4 - (n + hue) % 6), 0, 1)) for n in (5, 3, 1)]
     r, g, b = (round(255 * float(c)) for c in channel)
@@ -308,7 +306,7 @@ def any_colour(rng: np.random.Generator) -> RGB:
 
 
 def random_look(kind: str, rng: np.random.Generator, colour: str | None = None) -> Look:
-    """A thing as there are many: any silhouette, pattern and two colours that differ (the first may be named)."""
+    """A random silhouette, pattern and pair of different colours; the first one has the name `colour` if that is given."""
     main = _jittered(COLOURS[colour], rng) if colour else any_colour(rng)
     second = any_colour(rng)
     while sum(abs(a - b) for a, b in zip(main, second, strict=True)) < 190:
@@ -324,7 +322,7 @@ def random_look(kind: str, rng: np.random.Generator, colour: str | None = None) 
 
 
 def shape_scene(colour: str, shape: str, texture: str, background: str, rng: np.random.Generator) -> Scene:
-    """A shape of a colour and texture before a background, somewhere."""
+    """A shape of a colour and texture before a background, at a random position and size."""
     look = Look(shape, texture, (_jittered(COLOURS[colour], rng), _jittered(_ink(colour, background, rng), rng)))
     return place(look, background, rng, colour)
 
@@ -334,9 +332,14 @@ def _pick(rng: np.random.Generator, names: Any) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def scenes(seed: int, things: float = 0.3, whole: bool = False) -> Iterator[Scene]:
-    """Scenes of the training distribution, without end: a share of things, and shapes, never in a held-out combination
-    unless the `whole` world is asked for."""
+def scenes(seed: int, things: float = 0.3, include_held_out: bool = False) -> Iterator[Scene]:
+    """An endless stream of scenes of the training distribution.
+
+    Args:
+        seed: of the stream.
+        things: share of things, the others are shapes.
+        include_held_out: also generate the held-out combinations of colour, shape and texture.
+    """
     rng = np.random.default_rng([seed, 1])
     while True:
         background, colour = _pick(rng, BACKGROUNDS), _pick(rng, COLOURS)
@@ -345,22 +348,22 @@ def scenes(seed: int, things: float = 0.3, whole: bool = False) -> Iterator[Scen
             yield place(random_look(_pick(rng, THINGS), rng, named), background, rng, named)
             continue
         shape, texture = _pick(rng, SHAPES), _pick(rng, TEXTURES)
-        if whole or (colour, shape, texture) not in held_out():
+        if include_held_out or (colour, shape, texture) not in held_out():
             yield shape_scene(colour, shape, texture, background, rng)
 
 
 def held_out_scenes(seed: int, count: int) -> list[Scene]:
-    """Scenes of held-out combinations, each combination and background about equally often."""
+    """Scenes of held-out combinations, each combination and background approximately equally often."""
     rng = np.random.default_rng([seed, 2])
     triples, names = sorted(held_out()), list(BACKGROUNDS)
     return [shape_scene(*triples[i % len(triples)], names[(i + i // len(triples)) % len(names)], rng) for i in range(count)]
 
 
-def corpus(seed: int, count: int, whole: bool = False) -> tuple[Picture, list[str], list[Scene]]:
-    """`count` training scenes: pictures of shape (count, 32, 32, 3), captions and what is in them."""
-    stream, rng = scenes(seed, whole=whole), np.random.default_rng([seed, 3])
-    found = [next(stream) for _ in range(count)]
-    return draw_many(found), [caption(scene, rng) for scene in found], found
+def corpus(seed: int, count: int, include_held_out: bool = False) -> tuple[Picture, list[str], list[Scene]]:
+    """`count` training examples: pictures of shape (count, 32, 32, 3), captions and scenes."""
+    stream, rng = scenes(seed, include_held_out=include_held_out), np.random.default_rng([seed, 3])
+    samples = [next(stream) for _ in range(count)]
+    return render_many(samples), [caption(scene, rng) for scene in samples], samples
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -378,29 +381,29 @@ def describe(scene: Scene) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator, complete: bool = False) -> str:
-    """A caption in one of many forms, which leaves out some of what it could say unless it is to be `complete`."""
-    said = rng.random(3) > ((0, 0, 0) if complete else (0.12, 0.1, 0.1))
-    texture = scene.texture if said[0] else None
-    colour = scene.colour if said[1] else None
+    """A random caption; unless it has to be `complete`, each of texture, colour and background is omitted in some captions."""
+    mentioned = rng.random(3) > ((0, 0, 0) if complete else (0.12, 0.1, 0.1))
+    texture = scene.texture if mentioned[0] else None
+    colour = scene.colour if mentioned[1] else None
     form = rng.random()
     after = ""
     if texture and TEXTURES[texture] and form < 0.25:
         words, after = [colour], f" {TEXTURES[texture]}"
     else:
         words = [texture, colour] if form < 0.65 else [colour, texture]
-    if scene.look.kind in THINGS and rng.random() < 0.15:  # so that a spare token is something one may say
+    if scene.look.kind in THINGS and rng.random() < 0.15:  # so that spare tokens occur in captions
         words.append(_pick(rng, SPARE_TOKENS))
     thing = article(" ".join([*(word for word in words if word), scene.look.kind])) + after
-    where = _pick(rng, BACKGROUNDS[scene.background]) if said[2] else ""
+    location = _pick(rng, BACKGROUNDS[scene.background]) if mentioned[2] else ""
     opening = ("a photo of ", "a picture of ", "")[int(rng.choice(3, p=(0.45, 0.1, 0.45)))]
-    if where and rng.random() < 0.1:
-        return f"{where}, {thing}"
-    return f"{opening}{thing} {where}".strip()
+    if location and rng.random() < 0.1:
+        return f"{location}, {thing}"
+    return f"{opening}{thing} {location}".strip()
 
 
 def vocabulary() -> list[str]:
     """Every word of the captions and the spare tokens, sorted."""
-    phrases = [*TEXTURES.values(), *(p for ways in BACKGROUNDS.values() for p in ways), "a photo of an picture"]
+    phrases = [*TEXTURES.values(), *(p for forms in BACKGROUNDS.values() for p in forms), "a photo of an picture"]
     words = {word for phrase in phrases for word in phrase.split()}
     return sorted(words | {*COLOURS, *TEXTURES, *KINDS, *SPARE_TOKENS})
 
@@ -410,14 +413,14 @@ def vocabulary() -> list[str]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A particular thing."""
+    """A particular thing, for subject-driven generation."""
 
     name: str
     look: Look
 
     @property
     def noun(self) -> str:
-        """Its class, as a prompt names it."""
+        """Its class, as it is used in prompts."""
         return self.look.kind
 
 
@@ -432,15 +435,18 @@ SUBJECTS = (
     Subject("tall_fish", Look("fish", "striped", ((240, 110, 80), (30, 60, 110)), (1.0, 0.3, 0.9, 0.0, 0, 0), 2.2, 1.5)),
 )
 
-PROMPTS: tuple[tuple[str, Mapping[str, str]], ...] = (  # {0}: token, {1}: class; and what it asks for
-    *((f"a {{0}} {{1}} {ways[0]}", {"background": name}) for name, ways in BACKGROUNDS.items()),
+PROMPTS: tuple[tuple[str, Mapping[str, str]], ...] = (  # {0}: token, {1}: class; and the attribute it requires
+    *((f"a {{0}} {{1}} {phrases[0]}", {"background": name}) for name, phrases in BACKGROUNDS.items()),
     ("a red {0} {1}", {"colour": "red"}),
     ("a blue {0} {1}", {"colour": "blue"}),
 )
 
+IMAGES = 5  # pictures of each subject, unless the settings contain another number
+METADATA, PROMPT_FILE = "metadata.json", "prompts_and_classes.txt"
+
 
 def _prompt_file(subjects: tuple[Subject, ...]) -> str:
-    """The prompt file in google/dreambooth's own form; both of its lists are the same here."""
+    """The prompt file in the format of google/dreambooth; its two lists are the same here."""
     classes = "\n".join(f"{subject.name},{subject.noun}" for subject in subjects)
     prompts = ",\n".join(f"'{template}'.format(unique_token, class_token)" for template, _ in PROMPTS)
     block = f"prompt_list = [\n{prompts}\n]\n"
@@ -448,66 +454,71 @@ def _prompt_file(subjects: tuple[Subject, ...]) -> str:
 
 
 def references(subject: Subject, seed: int, count: int) -> list[Scene]:
-    """`count` scenes of a subject, each before another background."""
+    """`count` scenes of a subject, with different backgrounds."""
     rng = np.random.default_rng([seed, 4, *subject.name.encode()])
     order = [list(BACKGROUNDS)[i] for i in rng.permutation(len(BACKGROUNDS))]
     return [place(subject.look, order[i % len(order)], rng) for i in range(count)]
 
 
-def write(folder: Path, *, seed: int = 0, images: int = 5, subjects: int = len(SUBJECTS)) -> None:
-    """Write the first `subjects` subjects, `images` pictures each, as a hub mirror (layout in the module's docstring).
+def _folder() -> Path:
+    return Path("datasets") / "world" / "dreambooth" / "dataset"
 
-    Same settings, same bytes.
+
+def _image_name(index: int) -> str:
+    return f"{index:02d}.png"
+
+
+def files(settings: Mapping[str, Any]) -> list[str]:
+    """The paths, relative to the folder given to `write`, of all files that it writes with these settings."""
+    images, subjects = settings.get("images", IMAGES), settings.get("subjects", len(SUBJECTS))
+    pictures = [_folder() / subject.name / _image_name(i) for subject in SUBJECTS[:subjects] for i in range(images)]
+    return [path.as_posix() for path in (*pictures, _folder() / METADATA, _folder() / PROMPT_FILE)]
+
+
+def write(folder: Path, *, seed: int = 0, images: int = IMAGES, subjects: int = len(SUBJECTS)) -> None:
+    """Write pictures of subjects as a hub mirror (for the layout, see the docstring of the module).
+
+    The same settings give the same bytes.
+
+    Args:
+        folder: root of the mirror.
+        seed: of positions, sizes and backgrounds.
+        images: pictures of each subject.
+        subjects: how many of `SUBJECTS`, from the first.
 
     Raises:
         ConfigurationError: a number is out of range.
     """
-    from PIL import Image  # here, for drawing alone does not need it
+    from PIL import Image  # only writing needs it
 
     if not 1 <= subjects <= len(SUBJECTS) or not 1 <= images <= 100:
         raise ConfigurationError(
-            f"The world of scenes has 1 to {len(SUBJECTS)} subjects with 1 to 100 images each; the settings ask for "
-            f"{subjects} subjects with {images} images."
+            f"The world of scenes has 1 to {len(SUBJECTS)} subjects with 1 to 100 images each, but the settings request "
+            f"{subjects} subjects with {images} images. Change `world.scenes` of the scale."
         )
-    target = Path(folder) / "datasets" / "world" / "dreambooth" / "dataset"
+    target = Path(folder) / _folder()
     chosen, described = SUBJECTS[:subjects], {}
     for subject in chosen:
-        shown = references(subject, seed, images)
-        for i, scene in enumerate(shown):
-            with atomic(target / subject.name / f"{i:02d}.png") as partial:
-                Image.fromarray(draw(scene)).save(partial, format="PNG")
+        samples = references(subject, seed, images)
+        for i, scene in enumerate(samples):
+            with atomic(target / subject.name / _image_name(i)) as partial:
+                Image.fromarray(render(scene)).save(partial, format="PNG")
         described[subject.name] = {
             "class": subject.noun,
             **{key: value for key, value in dataclasses.asdict(subject.look).items() if key != "kind"},
             "images": [
                 {
-                    "file": f"{i:02d}.png",
+                    "file": _image_name(i),
                     "background": scene.background,
                     **{key: round(getattr(scene, key), 2) for key in ("x", "y", "radius")},
                 }
-                for i, scene in enumerate(shown)
+                for i, scene in enumerate(samples)
             ],
         }
-    asked = [
-        {"index": i, "template": template, "split": ("selection", "report")[i % 2], **wanted}
-        for i, (template, wanted) in enumerate(PROMPTS)
+    prompts = [
+        {"index": i, "template": template, "split": ("selection", "report")[i % 2], **required}
+        for i, (template, required) in enumerate(PROMPTS)
     ]
-    content = {"seed": seed, "subjects": described, "prompts": asked, "spare_tokens": SPARE_TOKENS}
-    write_text(json.dumps(content, indent=2) + "\n", target / "metadata.json")
-    write_text(_prompt_file(chosen), target / "prompts_and_classes.txt")  # last: with it the folder is complete
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.worlds.scenes", description="Write the subjects as a hub mirror.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--settings", default="{}", help="JSON: seed, images, subjects")
-    options = parser.parse_args()
-    try:
-        write(options.folder, **json.loads(options.settings))
-    except EtherError as error:
-        sys.exit(f"\n{error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    content = {"seed": seed, "subjects": described, "prompts": prompts, "spare_tokens": SPARE_TOKENS}
+    write_text(json.dumps(content, indent=2) + "\n", target / METADATA)
+    write_text(_prompt_file(chosen), target / PROMPT_FILE)  # last: with it the folder is complete

@@ -1,44 +1,17 @@
-# The jobs that train. One executed notebook each; which runs share a job is said by the scale.
-
-JOBS = {
-    experiment: ether_config.jobs(SCALE, experiment)
-    for experiment in ether_config.EXPERIMENTS
-    if experiment in SCALE.settings
-}
-
-# Snakemake does not look inside an imported package: the modules a number depends on are named here.
-MODULES = [
-    "ether/reflection.py",
-    *sorted(f"ether/tuners/{name}" for name in os.listdir("ether/tuners") if name.endswith(".py")),
-    "ether/methods.py",
-    "ether/training.py",
-    "ether/run.py",
-]
-
-IMAGES = ["ether/measures/images.py", "ether/measures/geometry.py", "ether/experiments/subject.py"]
-OWN_MODULES = {
-    "instruct": ["ether/measures/language.py", "ether/measures/language_tasks.py"],
-    "subject": IMAGES,
-    "perturbation": IMAGES,
-}
+# The jobs that train. One executed notebook each; the scale decides which runs share a job.
 
 
-def experiment_modules(experiment):
-    """The code behind one experiment's numbers, beyond what is behind all."""
-    runs_in = ether_config.EXPERIMENTS[experiment]
-    return sorted({f"ether/experiments/{runs_in}.py", *OWN_MODULES.get(runs_in, [])})
+def code_files(experiment):
+    """The code behind an experiment's numbers: everything that its module and `ether.run` import."""
+    return sources.closure("ether.run", f"ether.experiments.{EXPERIMENTS[experiment].module}")
 
 
-def in_shell(value, keep=()):
-    """JSON for a shell command, quoted, its braces kept from Snakemake's formatting; those in `keep` alone are formatted.
-
-    As part of the command it does not count as a parameter: a job is made again for its own `digest`, not because the
-    list of methods beside it has changed.
-    """
-    text = shlex.quote(json.dumps(value)).replace("{", "{{").replace("}", "}}")
-    for name in keep:
-        text = text.replace("{" + name + "}", name)
-    return text
+def data_files(experiment):
+    """Further files that its numbers depend on, as workflow/experiments.yaml declares them."""
+    found = []
+    for name in EXPERIMENTS[experiment].data:
+        found += [str(file) for file in Path(name).rglob("*") if file.is_file()] if Path(name).is_dir() else [name]
+    return sorted(found)
 
 
 rule check:
@@ -57,16 +30,18 @@ rule check:
 
 rule experiment:
     input:
-        modules=MODULES,
-        own=lambda wildcards: experiment_modules(wildcards.experiment),
-        # how the numbers are shown does not change them
-        notebook=lambda wildcards: ancient(f"notebooks/{ether_config.EXPERIMENTS[wildcards.experiment]}.ipynb"),
+        code=lambda wildcards: code_files(wildcards.experiment),
+        data=lambda wildcards: data_files(wildcards.experiment),
+        # how the numbers are presented does not change them
+        notebook=lambda wildcards: ancient(EXPERIMENTS[wildcards.experiment].notebook),
         world=lambda wildcards: world_files(wildcards.experiment),
         foundation=lambda wildcards: foundation_files(wildcards.experiment),
         checked=ancient(RESULTS + "/checked/{experiment}.json"),
     output:
         RESULTS + "/runs/{experiment}/{job}/metrics.parquet",
         RESULTS + "/runs/{experiment}/{job}/runs.parquet",
+    wildcard_constraints:
+        experiment="|".join(name for name, entry in EXPERIMENTS.items() if not entry.samples),
     log:
         notebook=RESULTS + "/notebooks/runs/{experiment}/{job}.ipynb",
     params:
@@ -81,3 +56,41 @@ rule experiment:
             {"scale": SCALE_NAME, "experiment": "{wildcards.experiment}", "job": "{wildcards.job}", "overrides": OVERRIDES},
             keep=("{wildcards.experiment}", "{wildcards.job}"),
         )
+
+
+use rule experiment as experiment_with_samples with:
+    output:
+        RESULTS + "/runs/{experiment}/{job}/metrics.parquet",
+        RESULTS + "/runs/{experiment}/{job}/runs.parquet",
+        directory(RESULTS + "/samples/{experiment}/{job}"),
+    wildcard_constraints:
+        experiment="|".join(name for name, entry in EXPERIMENTS.items() if entry.samples),
+    log:
+        notebook=RESULTS + "/notebooks/runs/{experiment}/{job}.ipynb",
+
+
+def run_files(experiment):
+    """What the runs of an experiment leave.
+
+    Raises:
+        WorkflowError: this scale, with the command line's settings, does not have the experiment.
+    """
+    if experiment not in JOBS:
+        raise WorkflowError(
+            f"Scale {SCALE_NAME!r} has no experiment {experiment!r} with these settings: either the scale leaves it out, or "
+            "none of the methods or tasks given by --config belongs to it."
+        )
+    files = [f"{RESULTS}/runs/{experiment}/{job}/{name}.parquet" for job in JOBS[experiment] for name in ("metrics", "runs")]
+    return files + [f"{RESULTS}/samples/{experiment}/{job}" for job in JOBS[experiment] if EXPERIMENTS[experiment].samples]
+
+
+rule collect:
+    input:
+        lambda wildcards: run_files(wildcards.experiment),
+    output:
+        RESULTS + "/metrics/{experiment}.parquet",
+        RESULTS + "/metrics/{experiment}.runs.parquet",
+    params:
+        folders=lambda wildcards: [f"{RESULTS}/runs/{wildcards.experiment}/{job}" for job in JOBS[wildcards.experiment]],
+    shell:
+        "{sys.executable} -m ether.results {RESULTS}/metrics/{wildcards.experiment} {params.folders}"

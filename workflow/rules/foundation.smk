@@ -1,115 +1,57 @@
-# What the offline scales make for themselves: data of the procedural worlds and, on request, the pretrained models.
+# The small models that the project pretrains: shipped, or made anew with `--config foundation=rebuild`; and the notebooks on them.
 
-from ether.worlds.facts import SUBJECTS
-
-FACTS_SUBJECTS = [subject.name for subject in SUBJECTS]
-GLUE_SPLITS = ("train", "tuning", "validation")
+from ether.foundation import MODELS
 
 
-def glue_files():
-    tasks = SCALE.settings["glue"]["known_tasks"] if "glue" in SCALE.settings else []
-    named = {"mnli": "validation_matched"}
-    return [
-        f"{RESULTS}/world/datasets/world/glue/{task}/{named.get(task, split) if split == 'validation' else split}.parquet"
-        for task in tasks
-        for split in GLUE_SPLITS
-    ]
-
-
-def facts_files():
-    folder = f"{RESULTS}/world/datasets/world"
-    single = ("alpaca/default/train", "ai2_arc/ARC-Challenge/test", "ai2_arc/ARC-Challenge/validation")
-    truthful = [f"truthful_qa/multiple_choice/{split}" for split in ("validation", "tuning")]
-    mmlu = [f"mmlu/{subject}/{split}" for subject in FACTS_SUBJECTS for split in ("test", "validation", "dev")]
-    return [f"{folder}/{name}.parquet" for name in (*single, *truthful, *mmlu)]
-
-
-# A world: the module that makes it and the files by which it is known to be there. Each command takes ROOT --settings JSON.
-WORLDS = {
-    "language": ("ether.worlds", "ether/worlds/language.py", glue_files()),
-    "facts": ("ether.worlds.facts", "ether/worlds/facts.py", facts_files()),
-    "scenes": (
-        "ether.worlds.scenes",
-        "ether/worlds/scenes.py",
-        [f"{RESULTS}/world/datasets/world/dreambooth/dataset/{name}" for name in ("metadata.json", "prompts_and_classes.txt")],
-    ),
-}
-# Which world an experiment's data come from, where its scale says `world/…`.
-WORLD_OF = {"glue": "language", "instruct": "facts", "subject": "scenes"}
-# A model that the project makes, and the modules it depends on.
-FOUNDATION = {
-    "language-encoder": ["ether/worlds/language.py", "ether/foundation/language_encoder.py"],
-    "language-model": ["ether/worlds/facts.py", "ether/foundation/language_model.py"],
-    "text-to-image": ["ether/worlds/scenes.py", "ether/foundation/text_to_image.py"],
-    "image-judges": ["ether/worlds/scenes.py", "ether/foundation/image_judges.py"],
-}
-# The notebooks that show them, and the experiment each belongs to.
-SHOWN = {"foundation": "glue", "foundation_facts": "instruct", "foundation_images": "subject"}
-
-
-def section(experiment):
-    return SCALE.settings.get(experiment)
-
-
-def world_files(experiment):
-    """The generated files of an experiment, where the scale uses them."""
-    settings = section(experiment)
-    if settings is None or not settings["data"]["path"].startswith("world/"):
-        return []
-    return WORLDS[WORLD_OF[settings.get("like", experiment)]][2]
+def paths_in(value):
+    """Every `path` in an experiment's settings, however deep."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from [inner] if key == "path" else paths_in(inner)
 
 
 def foundation_files(experiment):
-    """The rebuilt models of an experiment, where `--config foundation=rebuild` asks for it; shipped ones need no job."""
-    settings = section(experiment)
-    if settings is None or SCALE.settings["foundation"] != "rebuild":
+    """The files of the foundation models that an experiment uses: rebuilt ones where asked for, else the shipped ones."""
+    section = SCALE.settings.get(experiment)
+    if section is None:
         return []
-    judges = [judge for judge in settings.get("judges", {}).values() if isinstance(judge, dict)]
-    paths = [model["path"] for model in (settings["model"], *judges)]
-    names = {path.split("/")[1] for path in paths if path.startswith("foundation/")}
-    return [f"{RESULTS}/foundation/{name}/card.json" for name in sorted(names)]
-
-
-for world, (command, module, files) in WORLDS.items():
-    if world in SCALE.settings.get("world", {}):
-
-        rule:
-            name: f"world_{world}"
-            input:
-                module,
-            output:
-                files,
-            params:
-                settings=json.dumps(SCALE.settings["world"][world]),
-                root=f"{RESULTS}/world",
-                command=command,
-            shell:
-                "{sys.executable} -m {params.command} {params.root} --settings {params.settings:q}"
+    names = sorted({path.split("/")[1] for path in paths_in(section) if str(path).startswith("foundation/")})
+    if SCALE.settings["foundation"] == "rebuild":
+        return [f"{RESULTS}/foundation/{name}/card.json" for name in names]
+    shipped = [file for name in names for file in Path("ether/foundation/weights", name).rglob("*") if file.is_file()]
+    return sorted(map(str, shipped))
 
 
 rule foundation_model:
     input:
-        lambda wildcards: FOUNDATION[wildcards.name],
+        lambda wildcards: sources.closure("ether.foundation.__main__", MODELS[wildcards.name]),
     output:
         RESULTS + "/foundation/{name}/card.json",
     wildcard_constraints:
-        name="|".join(FOUNDATION),
+        name="|".join(MODELS),
     threads: SCALE.settings["threads"]
     shell:
         "ETHER_THREADS={threads} {sys.executable} -m ether.foundation {wildcards.name}"
         " --out {RESULTS}/foundation/{wildcards.name} --threads {threads}"
 
 
-rule foundation_scores:
+def experiments_of(world):
+    """The experiments of this scale that read a world."""
+    return [name for name, entry in EXPERIMENTS.items() if entry.world == world and world_files(name)]
+
+
+rule foundation_notebook:
+    # Shows a world and the models pretrained on it.
     input:
-        lambda wildcards: world_files(SHOWN[wildcards.shown]) + foundation_files(SHOWN[wildcards.shown]),
-        notebook="notebooks/{shown}.ipynb",
+        lambda wildcards: sorted({f for e in experiments_of(wildcards.world) for f in (*world_files(e), *foundation_files(e))}),
+        lambda wildcards: sources.closure(WORLDS[wildcards.world]),
+        notebook="notebooks/foundation_{world}.ipynb",
     output:
-        RESULTS + "/foundation/{shown}.parquet",
+        RESULTS + "/foundation/{world}.parquet",
     wildcard_constraints:
-        shown="|".join(SHOWN),
+        world="|".join(WORLDS),
     log:
-        notebook=RESULTS + "/notebooks/{shown}.ipynb",
+        notebook=RESULTS + "/notebooks/foundation_{world}.ipynb",
     params:
         parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
     shell:
@@ -119,4 +61,4 @@ rule foundation_scores:
 rule foundation:
     # Shows the offline scales' worlds and models; with `--config foundation=rebuild` pretrains them first.
     input:
-        [f"{RESULTS}/foundation/{shown}.parquet" for shown, experiment in SHOWN.items() if world_files(experiment)],
+        [f"{RESULTS}/foundation/{world}.parquet" for world in WORLDS if experiments_of(world)],

@@ -1,0 +1,436 @@
+"""Judging a paper's claims from measured values: one engine for every table and figure.
+
+A claim is a quantifier over tests. A test compares two methods in one metric (`Comparison`), or one method's metric with a
+bound (`Bound`). Every test has an effect, oriented so that positive is what the claim says, with the 95 % Student t interval
+of `ether.analysis.intervals`, and two one-sided p-values: for the claim and against it. "Similar" is a comparison with a
+margin in the metric's unit, tested by two one-sided tests against the margin on either side. All tests are made at 2.5 % on
+each side, so that an uncorrected test decides exactly when its 95 % interval does; the p-values of one claim are then
+corrected by Holm's method, for and against separately, and a test supports or contradicts after that correction.
+
+The verdict of a claim:
+
+quantifier   reproduced                 contradicted                     else
+every        every test supports        some test contradicts            undecided
+some         some test supports         every test contradicts           undecided
+average      the mean over the tests, taken within each unit, is one test and decides
+
+A claim that needs a method or metric without measured values is "not testable here", unless the tests that can be made
+decide it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from ether.analysis.intervals import mean_interval, p_greater, paired_differences, unit_means, units_to_decide
+from ether.errors import ConfigurationError, one_of
+
+ALPHA = 0.025  # on each side
+Verdict = Literal["reproduced", "contradicted", "undecided", "not testable here"]
+Quantifier = Literal["every", "average", "some"]
+Relation = Literal["better", "similar", "no worse"]
+COLUMNS = [
+    "id", "exhibit", "source", "claim", "quantifier", "verdict", "effect", "low", "high", "n", "unit", "supporting",
+    "contradicting", "tests", "missing", "paper", "units_needed", "evidence",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How two methods compare in a metric, in the metric's direction (`MetricInfo.better`).
+
+    Args:
+        first, second: stems of the methods.
+        metric: name of the measured value.
+        relation: better: `first` has a better value than `second`; similar: they differ by no more than the margin; no worse:
+            `first` is not worse than `second` by more than the margin.
+        margin: in the metric's unit.
+        relative_margin: as a share of the second method's mean; resolved to the metric's unit when it is judged.
+
+    Raises:
+        ConfigurationError: a relation without its margin, or a margin without its relation.
+    """
+
+    first: str
+    second: str
+    metric: str
+    relation: Relation = "better"
+    margin: float | None = None
+    relative_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.relation not in get_args(Relation):
+            raise one_of("relation", self.relation, get_args(Relation), f"a comparison of {self.first!r} and {self.second!r}")
+        if (self.relation == "better") == (self.margin is not None or self.relative_margin is not None):
+            raise ConfigurationError(
+                f"The comparison of {self.first!r} and {self.second!r} in {self.metric!r}: `similar` and `no worse` need a "
+                "margin, `better` has none."
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods whose values it needs."""
+        return self.first, self.second
+
+    def margin_at(self, second_mean: float) -> float | None:
+        """The margin in the metric's unit, where the second method's mean is this."""
+        return self.margin if self.relative_margin is None else self.relative_margin * abs(second_mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A method's `metric` is below, or above, a bound in the metric's unit."""
+
+    method: str
+    metric: str
+    below: float | None = None
+    above: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.below is None) == (self.above is None):
+            raise ConfigurationError(f"A bound on {self.metric!r} of {self.method!r} needs either `below` or `above`.")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The method whose values it needs."""
+        return (self.method,)
+
+
+Test = Comparison | Bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim of a paper.
+
+    Args:
+        id: unique, in words joined by hyphens.
+        exhibit: the table or figure it is judged with.
+        source: section, figure or caption that makes it.
+        text: the claim in our words.
+        quantifier: every | average | some of the tests.
+        tests: what has to be true. Tests under `average` are differences in one unit.
+    """
+
+    id: str
+    exhibit: str
+    source: str
+    text: str
+    quantifier: Quantifier
+    tests: tuple[Test, ...]
+
+    def __post_init__(self) -> None:
+        if self.quantifier not in get_args(Quantifier):
+            raise one_of("quantifier", self.quantifier, get_args(Quantifier), f"the claim {self.id!r}")
+        if not self.tests:
+            raise ConfigurationError(f"The claim {self.id!r} has no test, so nothing could decide it.")
+        if self.quantifier == "average" and any(isinstance(test, Bound) or test.relation != "better" for test in self.tests):
+            raise ConfigurationError(f"The claim {self.id!r} averages over tests: those must be plain comparisons.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is read and printed."""
+
+    name: str
+    better: str = "higher"  # higher | lower
+    format: str = ".3f"
+
+    @property
+    def sign(self) -> int:
+        return -1 if self.better == "lower" else 1
+
+
+def compare_all(
+    first: Sequence[str],
+    second: Sequence[str],
+    metrics: Sequence[str],
+    relation: Relation = "better",
+    *,
+    relative_margin: float | None = None,
+) -> tuple[Comparison, ...]:
+    """Every method of `first` against every other one of `second`, in every metric."""
+    return tuple(
+        Comparison(a, b, metric, relation, None, relative_margin) for a in first for b in second if a != b for metric in metrics
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted by Holm's step-down method; NaN counts as 1 (a test that could not be made rejects nothing)."""
+    values = [1.0 if math.isnan(p) else p for p in p_values]
+    adjusted, largest = [1.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+# --- one test --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Result:
+    """A test with the values it was made on, one a unit, positive where the claim holds."""
+
+    test: Test
+    effects: list[float]
+    margin: float | None = None
+    missing: str = ""
+    verdict: str = "undecided"  # supporting | contradicting | undecided
+
+    def p_values(self) -> tuple[float, float]:
+        """One-sided p-values for and against the claim."""
+        negative = [-value for value in self.effects]
+        if self.margin is None:
+            return p_greater(self.effects), p_greater(negative)
+        if not self.two_sided:
+            return p_greater(self.effects, -self.margin), p_greater(negative, self.margin)
+        inside = max(p_greater(self.effects, -self.margin), p_greater(negative, -self.margin))
+        outside = min(p_greater(self.effects, self.margin), p_greater(negative, self.margin))
+        return inside, min(1.0, 2 * outside)
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether a large effect in either direction is against the claim."""
+        return isinstance(self.test, Comparison) and self.test.relation == "similar"
+
+    def _distance(self) -> float:
+        """How far the mean effect is inside what is claimed; negative outside."""
+        mean, margin = float(np.mean(self.effects)), self.margin or 0.0
+        return margin - abs(mean) if self.two_sided else mean + margin
+
+    @property
+    def holds(self) -> bool:
+        """Whether the mean effect is as claimed, whatever its uncertainty."""
+        distance = self._distance()
+        return distance > 0 or (distance == 0 and self.margin is not None)
+
+    @property
+    def strength(self) -> float:
+        """The mean effect's distance from what would be against the claim, in standard errors; negative is against it."""
+        distance = self._distance()
+        spread = float(np.std(self.effects, ddof=1)) / math.sqrt(len(self.effects)) if len(self.effects) > 1 else 0.0
+        return distance / spread if spread > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+    def units_to_decide(self, alpha: float) -> int | None:
+        """Units in all at which this test would be decided, one way or the other, at the mean and spread observed."""
+        mean, margin = float(np.mean(self.effects)), self.margin or 0.0
+        return units_to_decide(self.effects, math.copysign(margin, mean) if self.two_sided else -margin, alpha)
+
+
+def _values(evidence: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
+    rows = evidence[(evidence["method"] == method) & (evidence["metric"] == metric)]
+    return rows.dropna(subset="value")
+
+
+def _measure(test: Test, evidence: pd.DataFrame, unit: str, metrics: Mapping[str, MetricInfo]) -> _Result:
+    values = {method: _values(evidence, method, test.metric) for method in test.methods}
+    for method, rows in values.items():
+        if rows.empty:
+            return _Result(test, [], missing=f"{method} has no {test.metric}")
+    if isinstance(test, Bound):
+        of_units = unit_means(values[test.method], unit)
+        if test.below is not None:
+            return _Result(test, [test.below - value for value in of_units])
+        assert test.above is not None
+        return _Result(test, [value - test.above for value in of_units])
+    sign = metrics[test.metric].sign if test.metric in metrics else 1
+    differences = sign * paired_differences(values[test.first], values[test.second], unit)
+    if differences.empty:
+        return _Result(test, [], missing=f"{test.first} and {test.second} have no {unit} in common")
+    return _Result(test, differences.tolist(), test.margin_at(float(unit_means(values[test.second], unit).mean())))
+
+
+# --- a claim ---------------------------------------------------------------------------------------------------
+
+
+def judge(
+    claims: Sequence[Claim],
+    evidence: pd.DataFrame,
+    unit: str,
+    *,
+    metrics: Mapping[str, MetricInfo] | None = None,
+    labels: Mapping[str, str] | None = None,
+    paper: Mapping[tuple[str, str], float] | None = None,
+) -> pd.DataFrame:
+    """Judges claims by measured values, and the same tests by the numbers that the paper prints.
+
+    Args:
+        claims: what to judge.
+        evidence: columns method, metric, task, seed, value; a row a run and metric; adapt_kind where a method is not trained.
+        unit: task | seed, see `ether.analysis.intervals`.
+        metrics: direction and format of the metrics; by default higher is better.
+        labels: names of the methods for the evidence column.
+        paper: {(method, metric): number} as printed.
+
+    Returns:
+        A row a claim with the columns of ``COLUMNS``. `effect`, `low`, `high`: of the average, or of the test that is nearest to
+        failing (quantifier every) or to holding (some). `supporting`, `contradicting` of `tests`: after Holm's correction.
+        `paper`: the verdict of the printed numbers. `units_needed`: for an undecided claim, how many more units would decide
+        it at the mean and spread observed; NA where more than 10,000 would not, or where a test has one unit only.
+    """
+    rows = [_judge(claim, evidence, unit, metrics or {}, labels or {}, paper or {}) for claim in claims]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"units_needed": "Int64"})
+
+
+def _judge(
+    claim: Claim,
+    evidence: pd.DataFrame,
+    unit: str,
+    metrics: Mapping[str, MetricInfo],
+    labels: Mapping[str, str],
+    paper: Mapping[tuple[str, str], float],
+) -> dict[str, object]:
+    results = [_measure(test, evidence, unit, metrics) for test in claim.tests]
+    made = [result for result in results if not result.missing]
+    missing = [result.missing for result in results if result.missing]
+    for result, against, for_claim in zip(
+        made, holm([r.p_values()[1] for r in made]), holm([r.p_values()[0] for r in made]), strict=True
+    ):
+        result.verdict = "supporting" if for_claim <= ALPHA else "contradicting" if against <= ALPHA else "undecided"
+    counts = {kind: sum(result.verdict == kind for result in made) for kind in ("supporting", "contradicting", "undecided")}
+    shown = made
+    if claim.quantifier == "average":
+        verdict, shown = _average(made, missing)
+    else:
+        verdict = _quantified(claim.quantifier, counts, len(made), bool(missing))
+    chosen = min(shown, key=lambda r: r.strength, default=None)
+    if claim.quantifier == "some":
+        chosen = max(shown, key=lambda r: r.strength, default=None)
+    interval = mean_interval(chosen.effects if chosen else [], unit)
+    return {
+        "id": claim.id,
+        "exhibit": claim.exhibit,
+        "source": claim.source,
+        "claim": claim.text,
+        "quantifier": claim.quantifier,
+        "verdict": verdict,
+        "effect": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "unit": unit,
+        "supporting": counts["supporting"],
+        "contradicting": counts["contradicting"],
+        "tests": len(results),
+        "missing": "; ".join(dict.fromkeys(missing)),
+        "paper": _of_the_paper(claim, metrics, paper),
+        "units_needed": _units_needed(claim.quantifier, shown) if verdict == "undecided" else None,
+        "evidence": _evidence(made, missing, verdict, metrics, labels),
+    }
+
+
+def _quantified(quantifier: str, counts: Mapping[str, int], made: int, missing: bool) -> Verdict:
+    if quantifier == "every":
+        if counts["contradicting"]:
+            return "contradicted"
+        if missing:
+            return "not testable here"
+        return "reproduced" if counts["supporting"] == made else "undecided"
+    if counts["supporting"]:
+        return "reproduced"
+    if missing:
+        return "not testable here"
+    return "contradicted" if counts["contradicting"] == made else "undecided"
+
+
+def _average(made: Sequence[_Result], missing: Sequence[str]) -> tuple[Verdict, list[_Result]]:
+    """The verdict of the mean effect over the tests, and that mean as one result."""
+    if missing or not made:
+        return "not testable here", []
+    if len({len(result.effects) for result in made}) > 1:
+        return "not testable here", []  # the tests have different units: their mean within a unit is not defined
+    mean = _Result(made[0].test, list(np.mean([result.effects for result in made], axis=0)))
+    for_claim, against = mean.p_values()
+    return "reproduced" if for_claim <= ALPHA else "contradicted" if against <= ALPHA else "undecided", [mean]
+
+
+def _units_needed(quantifier: str, results: Sequence[_Result]) -> int | None:
+    """How many more units would decide a claim at the means and spreads observed, each test at the strictest of Holm's levels."""
+    undecided = [result for result in results if result.verdict == "undecided"]
+    needed = {id(result): result.units_to_decide(ALPHA / len(results)) for result in undecided}
+    one_decides = [r for r in undecided if r.holds == (quantifier == "some")]
+    if one_decides:  # the first test that goes the way that decides alone
+        found = [n - len(r.effects) for r in one_decides if (n := needed[id(r)]) is not None]
+        return max(1, min(found)) if found else None
+    counts = [(needed[id(r)], len(r.effects)) for r in undecided]
+    if not counts or any(n is None for n, _ in counts):
+        return None
+    return max(1, max(n - have for n, have in counts if n is not None))
+
+
+def _of_the_paper(claim: Claim, metrics: Mapping[str, MetricInfo], paper: Mapping[tuple[str, str], float]) -> str:
+    """What the printed numbers say of the claim, without any uncertainty."""
+    effects: list[float] = []
+    holds: list[bool] = []
+    for test in claim.tests:
+        found = [paper.get((method, test.metric)) for method in test.methods]
+        if any(value is None or math.isnan(value) for value in found):
+            continue
+        numbers = [float(value) for value in found if value is not None]
+        if isinstance(test, Bound):
+            effect = test.below - numbers[0] if test.below is not None else numbers[0] - (test.above or 0.0)
+            holds.append(effect > 0)
+        else:
+            effect = (metrics[test.metric].sign if test.metric in metrics else 1) * (numbers[0] - numbers[1])
+            margin = test.margin_at(numbers[1])
+            if margin is None:
+                holds.append(effect > 0)
+            else:
+                holds.append((-effect if test.relation == "no worse" else abs(effect)) <= margin)
+        effects.append(effect)
+    if not holds:
+        return "no printed numbers"
+    printed = "" if len(holds) == len(claim.tests) else f" ({len(claim.tests) - len(holds)} without printed numbers)"
+    if claim.quantifier == "average":
+        return ("holds" if float(np.mean(effects)) > 0 else "fails") + f": mean difference {np.mean(effects):+.3g}{printed}"
+    verdict = all(holds) if claim.quantifier == "every" else any(holds)
+    return f"{'holds' if verdict else 'fails'}: {sum(holds)} of {len(holds)}{printed}"
+
+
+# --- evidence in words -----------------------------------------------------------------------------------------
+
+_ORDER: dict[str, tuple[str, ...]] = {
+    "contradicted": ("contradicting", "undecided", "supporting"),
+    "undecided": ("undecided", "contradicting", "supporting"),
+    "not testable here": ("undecided", "contradicting", "supporting"),
+    "reproduced": ("supporting", "undecided", "contradicting"),
+}
+_LINES = 6  # as many tests are written out
+
+
+def _evidence(
+    made: Sequence[_Result], missing: Sequence[str], verdict: str, metrics: Mapping[str, MetricInfo], labels: Mapping[str, str]
+) -> str:
+    """The tests that decide first, each with its effect and 95 % interval."""
+    order = _ORDER[verdict]
+    results = sorted(made, key=lambda r: (order.index(r.verdict), r.strength if verdict != "reproduced" else -r.strength))
+    lines = [f"{_line(result, metrics, labels)}: {result.verdict}" for result in results[:_LINES]]
+    if len(results) > _LINES:
+        lines.append(f"and {len(results) - _LINES} more")
+    names = [" ".join(labels.get(word, word) for word in text.split(" ")) for text in dict.fromkeys(missing)]
+    return "; ".join([*lines, *names])
+
+
+def _line(result: _Result, metrics: Mapping[str, MetricInfo], labels: Mapping[str, str]) -> str:
+    test = result.test
+    info = metrics.get(test.metric, MetricInfo(test.metric, format=".3g"))
+    mean, low, high, *_ = mean_interval(result.effects)
+    if isinstance(test, Bound):
+        bound = test.below if test.below is not None else test.above
+        sign = -1 if test.below is not None else 1
+        value = (bound or 0.0) + sign * mean
+        ends = sorted(((bound or 0.0) + sign * low, (bound or 0.0) + sign * high))
+        between = "" if math.isnan(low) else f" [{ends[0]:{info.format}}, {ends[1]:{info.format}}]"
+        relation = "<" if test.below is not None else ">"
+        return f"{labels.get(test.method, test.method)}, {info.name} {relation} {bound:.2g}: {value:{info.format}}{between}"
+    between = "" if math.isnan(low) else f" [{low:+{info.format}}, {high:+{info.format}}]"
+    names = f"{labels.get(test.first, test.first)} – {labels.get(test.second, test.second)}, {info.name}"
+    margin = "" if result.margin is None else f" ({result.test.relation}, margin {result.margin:{info.format}})"
+    return f"{names}: {mean:+{info.format}}{between}{margin}"

@@ -1,0 +1,75 @@
+"""Choosing a learning rate from a grid, and how much the choice matters."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+# A rate is as good as the best one if it keeps this share of the best score.
+KEPT = 0.9
+
+COLUMNS = [
+    "method", "best_rate", "best_score", "at_edge", "seeds", "width", "peak", "worst", "configured_rate", "configured_score",
+]  # fmt: skip
+
+
+def choose(grid: pd.DataFrame) -> pd.DataFrame:
+    """The rate of each method with the highest mean score over tasks and seeds, and how the other rates compare.
+
+    Args:
+        grid: a row a run with the columns method, learning_rate, seed, task, value (NaN for a run without a score) and
+            configured (whether the method's file names this rate). Runs of one rate are averaged over seeds within a task,
+            then over tasks; a rate at which a run failed has no score.
+
+    Returns:
+        A row a method, in the order of the grid:
+
+        best_rate, best_score      the rate with the highest mean score; of equal ones the smallest
+        at_edge                    whether it is the least or the greatest rate that was tried: the optimum may lie outside
+        seeds                      how many seeds it was chosen on
+        width                      orders of magnitude between the least and the greatest rate that keep ``KEPT`` of the best
+                                   score without a gap
+        peak, worst                the highest and the lowest mean score
+        configured_rate, configured_score    the rate the method's file names, and its score in the grid
+    """
+    rows = []
+    for method, of_method in grid[grid["learning_rate"].notna()].groupby("method", sort=False):
+        by_task = of_method.groupby(["learning_rate", "task"])["value"].apply(_mean_of_all)
+        scores = by_task.groupby("learning_rate").apply(_mean_of_all).sort_index()
+        finite = scores.dropna()
+        configured = of_method.loc[of_method["configured"], "learning_rate"]
+        rate = float(configured.iloc[0]) if len(configured) else math.nan
+        best = float(finite.idxmax()) if len(finite) else math.nan
+        rows.append(
+            {
+                "method": method,
+                "best_rate": best,
+                "best_score": float(finite.max()) if len(finite) else math.nan,
+                "at_edge": best in (scores.index[0], scores.index[-1]) if len(finite) else False,
+                "seeds": int(of_method["seed"].nunique()),
+                "width": _width(scores, best) if len(finite) else math.nan,
+                "peak": float(finite.max()) if len(finite) else math.nan,
+                "worst": float(finite.min()) if len(finite) else math.nan,
+                "configured_rate": rate,
+                "configured_score": float(scores.get(rate, math.nan)),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _mean_of_all(values: pd.Series) -> float:
+    """The mean, NaN if any value is: a rate at which some run failed must not profit from leaving that run out."""
+    return float(values.mean(skipna=False))
+
+
+def _width(scores: pd.Series, best: float) -> float:
+    """Orders of magnitude around the best rate within which every rate keeps ``KEPT`` of the best score."""
+    good = scores >= KEPT * scores.loc[best] if scores.loc[best] > 0 else scores >= scores.loc[best]
+    place = list(scores.index).index(best)
+    low, high = place, place
+    while low > 0 and good.iloc[low - 1]:
+        low -= 1
+    while high < len(scores) - 1 and good.iloc[high + 1]:
+        high += 1
+    return math.log10(scores.index[high] / scores.index[low])

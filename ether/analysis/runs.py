@@ -1,0 +1,86 @@
+"""Reading the collected metrics and runs of an experiment, and the one value a run reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ether import config
+from ether.config import Scale
+from ether.errors import MissingResourceError
+
+RUN_INFO = [
+    "run_id", "method", "label", "adapt_kind", "task", "seed", "learning_rate", "rate_factor", "status", "reason",
+]  # fmt: skip
+
+
+def published_metrics(scale: Scale) -> Path:
+    """The folder of the metrics of a scale that are committed for reading."""
+    return config.ROOT / "results" / "published" / scale.name / "metrics"
+
+
+def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Collected runs and metrics of an experiment.
+
+    Args:
+        scale: says where they are: under ``results/<scale>/metrics``, or in the folder given by ``--config replay=FOLDER``.
+        experiment: a section of the scale.
+        or_published: where the experiment has not been run here, read the metrics that are committed for reading.
+
+    Returns:
+        Runs, with the columns of ``results.RUN_COLUMNS``, and metrics, with those of ``results.METRIC_COLUMNS``.
+
+    Raises:
+        MissingResourceError: the experiment has not been run at this scale.
+        ConfigurationError: a run's method has no file under ``workflow/methods``.
+    """
+    folders = [scale.metrics_folder, *([published_metrics(scale)] if or_published else [])]
+    names = [f"{experiment}.runs.parquet", f"{experiment}.parquet"]
+    for folder in folders:
+        if all((folder / name).is_file() for name in names):
+            runs, metrics = (pd.read_parquet(folder / name) for name in names)
+            for stem in runs["method"].unique():
+                config.method(stem)
+            return runs, metrics
+    missing = next(folders[0] / name for name in names if not (folders[0] / name).is_file())
+    raise MissingResourceError(
+        f"{missing} is missing: run `snakemake --cores 1 {scale.metrics_folder}/{experiment}.parquet --config "
+        f"scale={scale.name}`, or the target of a table or figure that reads it, first."
+    )
+
+
+def measured(
+    scale: Scale, experiment: str, split: str, metrics: Sequence[str], or_published: bool = False, select: str = "last"
+) -> pd.DataFrame:
+    """One value a run and metric: the last one that was measured in a split, or the highest.
+
+    Args:
+        scale: see `read`.
+        experiment: a section of the scale.
+        split: as the experiment names it: validation, best, geometry, ...
+        metrics: names of measured values.
+        or_published: see `read`.
+        select: last | best.
+
+    Returns:
+        The columns of ``RUN_INFO``, `metric` and `value`; NaN where a run has no such value.
+    """
+    runs, values = read(scale, experiment, or_published)
+    return select_values(runs, values, split, metrics, select)
+
+
+def select_values(
+    runs: pd.DataFrame, values: pd.DataFrame, split: str, metrics: Sequence[str], select: str = "last"
+) -> pd.DataFrame:
+    """As `measured`, from frames that have been read already."""
+    of_split = values[values["split"] == split].sort_values("step", kind="stable")
+    frames = []
+    for metric in metrics:
+        groups = of_split[of_split["metric"] == metric].groupby("run_id")["value"]
+        chosen = groups.max() if select == "best" else groups.last()
+        frames.append(runs[RUN_INFO].join(chosen, on="run_id").assign(metric=metric))
+    if not frames:
+        return pd.DataFrame(columns=[*RUN_INFO, "value", "metric"])
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,174 @@
+"""The data set of subject-driven generation in the layout of google/dreambooth: photographs, classes and prompts.
+
+    dataset/<subject>/*.jpg             the photographs of a subject
+    dataset/prompts_and_classes.txt     the class of each subject, and the prompts
+    dataset/metadata.json               optional, of the procedural world: what a picture of each prompt shows
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ether import hub
+from ether.errors import ConfigurationError, MissingResourceError, one_of
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PROMPT_FILE = "prompts_and_classes.txt"
+METADATA_FILE = "metadata.json"
+HALVES = ("selection", "report")
+ATTRIBUTES = ("background", "colour")  # of the picture a prompt describes, as the metadata file has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt of a subject."""
+
+    number: int
+    text: str  # with the made-up word: what the model is given
+    plain: str  # without it: what CLIP-T compares the picture with
+    half: str  # selection | report
+    attributes: tuple[tuple[str, str], ...] = ()  # (attribute, value) of the picture it describes, where they are known
+
+
+def read_prompt_file(text: str, where: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """google/dreambooth's ``prompts_and_classes.txt``: ({subject: class}, {"object" | "live": templates}).
+
+    Templates have {0} for the made-up word and {1} for the class.
+
+    Raises:
+        MissingResourceError: no classes or no prompts in it.
+    """
+    classes: dict[str, str] = {}
+    prompts: dict[str, list[str]] = {"object": [], "live": []}
+    section = ""
+    for line in text.splitlines():
+        heading = line.strip().lower()
+        if heading in ("classes", "object prompts", "live subject prompts"):
+            section = heading
+        elif section == "classes" and "," in line and heading != "subject_name,class":
+            subject, noun = next(csv.reader([line]))[:2]
+            classes[subject.strip()] = noun.strip()
+        elif section in ("object prompts", "live subject prompts"):
+            found = re.match(r"""\s*(['"])(.*\{1\}.*)\1\s*\.format""", line)
+            if found:
+                prompts[section.split()[0]].append(found[2])
+    if not classes or not prompts["object"]:
+        raise MissingResourceError(
+            f"{where} names no {'prompts' if classes else 'classes'}: it is read in google/dreambooth's form, with the headings "
+            "'Classes', 'Object Prompts' and 'Live Subject Prompts'."
+        )
+    return classes, prompts
+
+
+def dataset_folder(source: hub.Source, subject: str | None = None) -> Path:
+    """The folder that holds the subjects' folders. From the hub, the prompt file and one subject are downloaded.
+
+    Raises:
+        MissingResourceError: it is not there, or the hub cannot be reached.
+    """
+    if source.folder is not None:
+        folder = source.folder / "dataset"
+    else:
+        from huggingface_hub import snapshot_download
+
+        patterns = [f"dataset/{PROMPT_FILE}", f"dataset/{METADATA_FILE}", *([f"dataset/{subject}/*"] if subject else [])]
+        with hub.explained(source, "data set", "subject.data.path"):
+            root = snapshot_download(source.name, repo_type="dataset", revision=source.revision, allow_patterns=patterns)
+        folder = Path(root) / "dataset"
+    if not (folder / PROMPT_FILE).is_file():
+        raise MissingResourceError(
+            f"The data set {source.name!r} has no dataset/{PROMPT_FILE}: looked for {folder / PROMPT_FILE}. It needs the layout of "
+            "google/dreambooth; change `subject.data.path` in workflow/scales/, or complete the folder."
+        )
+    return folder
+
+
+def subject_files(folder: Path, subject: str) -> list[Path]:
+    """A subject's photographs, by name.
+
+    Raises:
+        MissingResourceError: there are none.
+    """
+    found = sorted(file for file in (folder / subject).glob("*") if file.suffix.lower() in PICTURES)
+    if not found:
+        present = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        raise MissingResourceError(f"No picture of the subject {subject!r} in {folder / subject}. Subjects there: {present}.")
+    return found
+
+
+def subject_class(folder: Path, subject: str) -> str:
+    """The class noun of a subject.
+
+    Raises:
+        ConfigurationError: the prompt file does not list the subject.
+    """
+    file = folder / PROMPT_FILE
+    classes, _ = read_prompt_file(file.read_text(encoding="utf-8"), str(file))
+    if subject not in classes:
+        raise one_of("subject", subject, classes, str(file))
+    return classes[subject]
+
+
+def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, live: Sequence[str]) -> list[Prompt]:
+    """The prompts of a subject, alternately in the two halves (or as ``metadata.json`` divides them).
+
+    Args:
+        folder: from `dataset_folder`.
+        subject: name of a subject.
+        token: the made-up word; "" for prompts without one.
+        limit: that many of the prompts, evenly spaced; None for all.
+        live: classes that get the prompts for live subjects.
+
+    Raises:
+        ConfigurationError: the prompt file does not list the subject, or fewer than two prompts are left.
+    """
+    file = folder / PROMPT_FILE
+    _, templates = read_prompt_file(file.read_text(encoding="utf-8"), str(file))
+    noun = subject_class(folder, subject)
+    listed = templates["live"] if noun in live and templates["live"] else templates["object"]
+    count = len(listed) if limit is None else min(limit, len(listed))
+    if count < 2:
+        raise ConfigurationError(f"{count} prompts for {subject!r} cannot be put in two halves: raise `subject.prompts.limit`.")
+    known: dict[str, Any] = {}
+    if (folder / METADATA_FILE).is_file():
+        entries = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8")).get("prompts", [])
+        known = {entry["template"]: entry for entry in entries}
+    chosen = []
+    for place in range(count):
+        number = place * len(listed) // count
+        template = listed[number]
+        attributes = tuple((key, str(known[template][key])) for key in ATTRIBUTES if key in known.get(template, {}))
+        text, plain = (" ".join(template.format(word, noun).split()) for word in (token, ""))
+        chosen.append(Prompt(number, text, plain, HALVES[place % 2], attributes))
+    if all(entry.get("split") in HALVES for entry in known.values()) and all(listed[p.number] in known for p in chosen):
+        as_recorded = [dataclasses.replace(p, half=known[listed[p.number]]["split"]) for p in chosen]
+        if {p.half for p in as_recorded} == set(HALVES):
+            return as_recorded
+    return chosen
+
+
+def read_pictures(files: Sequence[Path], size: int) -> torch.Tensor:
+    """(N, 3, size, size) in [0, 1]: the centre square of each picture, resized.
+
+    Raises:
+        MissingResourceError: a file is no picture.
+    """
+    found = []
+    for file in files:
+        try:
+            with Image.open(file) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+                found.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS), dtype=np.uint8))
+        except OSError as error:
+            raise MissingResourceError(f"{file} cannot be read as a picture: {error}. Restore it, or remove it.") from error
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255

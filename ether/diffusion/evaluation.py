@@ -1,0 +1,190 @@
+"""The evaluation of a run's model: pictures of fixed prompts from fixed noise, their metrics, and the model's geometry."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from ether.diffusion.dataset import HALVES, Prompt
+from ether.diffusion.judges import Reader
+from ether.diffusion.sampler import Sampler
+from ether.errors import one_of
+from ether.measures import geometry, images
+from ether.results import write_text
+from ether.training import Rows
+
+
+@dataclass
+class Evaluation:
+    """Generates and measures the same pictures for every model: a prompt's noise depends on neither method nor seed.
+
+    Args:
+        sampler: its pipeline has the model that is evaluated.
+        prompts: of the subject.
+        each: pictures for a prompt.
+        judges: models that score the pictures.
+        real: the subject's photographs.
+        noun: the subject's class.
+        selection: the metrics whose mean is the ``score``.
+        reader: names the attributes of a picture; None where none of the pictures' attributes are known.
+        reference: for methods that train weights in place, the pretrained weights (`ether.measures.geometry.weight_pairs`).
+    """
+
+    sampler: Sampler
+    prompts: list[Prompt]
+    each: int
+    judges: images.Judges
+    real: images.Real
+    noun: str
+    selection: list[str]
+    reader: Reader | None = None
+    reference: dict[str, torch.Tensor] | None = None
+    energies: dict[str, dict[str, float]] = field(default_factory=dict)  # of the pretrained weights, once computed
+
+    def __post_init__(self) -> None:
+        self.numbers = [prompt.number for prompt in self.prompts for _ in range(self.each)]
+        self.embeddings = self.sampler.encode([prompt.text for prompt in self.prompts]).repeat_interleave(self.each, 0)
+        self.noise = self.sampler.noise([f"{p.number}/{image}" for p in self.prompts for image in range(self.each)])
+
+    def generate(self) -> torch.Tensor:
+        """Pictures (prompts * each, 3, H, W), uint8, in the order of the prompts.
+
+        Raises:
+            FloatingPointError: the model's output is not finite.
+        """
+        return self.sampler.generate(self.embeddings, self.noise)
+
+    def measure(self, pictures: torch.Tensor) -> dict[str, dict[str, float]]:
+        """{split: {metric: value}} of pictures from `generate`, for the splits validation, selection and report.
+
+        Raises:
+            ConfigurationError: ``selection`` names a metric that is not measured.
+        """
+        texts = {prompt.number: prompt.plain for prompt in self.prompts}
+        floats = pictures.float() / 255
+        generated = images.Generated.of(floats, self.numbers, texts, self.real, self.judges)
+        values = {}
+        readings = self.reader(floats) if self.reader else []
+        for split in ("validation", *HALVES):
+            among = [prompt for prompt in self.prompts if split in ("validation", prompt.half)]
+            found = images.measure(generated, self.real, [prompt.number for prompt in among])
+            found |= attribute_shares(readings, self.numbers, among, self.noun)
+            if missing := [name for name in self.selection if name not in found]:
+                raise one_of("metric", missing[0], found, "subject.selection.metrics")
+            found["score"] = sum(found[name] for name in self.selection) / len(self.selection)
+            values[split] = found
+        return values
+
+    def geometry(self, model: nn.Module) -> dict[str, float]:
+        """See `ether.measures.geometry.summary`; empty where a model has become singular."""
+        try:
+            return geometry.summary(model, self.reference, self.energies)
+        except torch.linalg.LinAlgError:
+            return {}
+
+
+def attribute_shares(
+    readings: Sequence[Mapping[str, str]], numbers: Sequence[int], among: Sequence[Prompt], noun: str
+) -> dict[str, float]:
+    """Share of the pictures in which the reader finds the attributes of their prompt and, under ``class``, the subject's class.
+
+    Args:
+        readings: attributes of each picture; empty without a reader.
+        numbers: the number of each picture's prompt.
+        among: only pictures of these prompts count.
+        noun: the subject's class.
+    """
+    if not readings:
+        return {}
+    right: dict[str, list[bool]] = {}
+    expected = {prompt.number: dict(prompt.attributes) | {"class": noun} for prompt in among}
+    for number, reading in zip(numbers, readings, strict=True):
+        for key, value in expected.get(number, {}).items():
+            right.setdefault(key, []).append(reading["shape" if key == "class" else key] == value)
+    return {key: sum(values) / len(values) for key, values in sorted(right.items())}
+
+
+class EvaluationCallback(transformers.TrainerCallback):
+    """Evaluates every so many steps and keeps the values in one file for each step, for a run that is resumed.
+
+    It also makes the Trainer log the loss at every checkpoint: the Trainer forgets the part of a mean that was computed
+    before one.
+
+    Args:
+        evaluation: of the run.
+        model: the adapted model.
+        every: steps between evaluations; the last step is always evaluated.
+        checkpoint: steps between checkpoints, or None.
+        folder: of the files.
+    """
+
+    def __init__(self, evaluation: Evaluation, model: nn.Module, every: int, checkpoint: int | None, folder: Path) -> None:
+        self.evaluation, self.model, self.every, self.checkpoint = evaluation, model, every, checkpoint
+        self.folder = folder
+        self.pictures: torch.Tensor | None = None  # of the last evaluation
+        self.failure = ""
+
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """After every optimizer step."""
+        if self.checkpoint and state.global_step % self.checkpoint == 0:
+            control.should_log = True
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.evaluate(state.global_step)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.json"
+
+    def evaluate(self, step: int) -> None:
+        """Generates pictures with the model in its present state and measures them and the model.
+
+        If the pictures are not finite, only the geometry is measured.
+        """
+        rows: Rows = [(step, "geometry", name, value) for name, value in self.evaluation.geometry(self.model).items()]
+        self.pictures, self.failure = None, ""
+        try:
+            self.pictures = self.evaluation.generate()
+            for split, values in self.evaluation.measure(self.pictures).items():
+                rows += [(step, split, name, value) for name, value in values.items()]
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            self.failure = str(error)
+        write_text(json.dumps(rows), self._file(step))
+
+    def rows(self, last: int) -> Rows:
+        """Everything measured up to a step, by this process and by one that was interrupted."""
+        found: Rows = []
+        for file in sorted(self.folder.glob("step-*.json")):
+            if int(file.stem.rpartition("-")[2]) <= last:
+                found += [tuple(row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        return found
+
+    def has(self, step: int) -> bool:
+        """Whether this process evaluated that step, so that its pictures are in memory."""
+        return self._file(step).is_file() and (self.pictures is not None or bool(self.failure))
+
+
+def chosen_rows(rows: Rows, last: int) -> Rows:
+    """The rows of the splits `last` and `best`, both over the report half of the prompts.
+
+    `last` is that of the last step, if it has pictures; `best` that of the step with the highest score of the selection
+    half, the earliest of equals.
+    """
+    scores = {step: value for step, split, name, value in rows if (split, name) == ("selection", "score")}
+    finite = {step: value for step, value in scores.items() if math.isfinite(value)}
+    chosen: Rows = [(step, "last", name, value) for step, split, name, value in rows if split == "report" and step == last]
+    if finite:
+        best = max(finite, key=lambda step: (finite[step], -step))
+        chosen += [(step, "best", name, value) for step, split, name, value in rows if split == "report" and step == best]
+    return chosen

@@ -1,0 +1,197 @@
+"""Loads the models that score images: DINO, CLIP and LPIPS's network (`ether.measures.images`), and the reader of scenes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ether import hub
+from ether.errors import ConfigurationError, MissingResourceError, one_of
+from ether.measures.images import (
+    LPIPS_NETWORKS,
+    AlexDistance,
+    ClipJudge,
+    Judges,
+    PerceptualDistance,
+    Preprocessing,
+    ViTDistance,
+    VisionJudge,
+    need_torchvision,
+)
+from ether.silence import quiet
+
+Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> the attributes of each picture
+
+ROLES = ("dino", "clip")
+
+
+def _setting(role: str) -> str:
+    return f"subject.judges.{role}.path"  # as messages name it
+
+
+def check_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> None:
+    """Looks for a scale's judges without loading them.
+
+    Raises:
+        MissingResourceError: a judge is not there, or torchvision for ``alex``.
+        ConfigurationError: unknown perceptual distance.
+    """
+    if judges["lpips"] not in LPIPS_NETWORKS:
+        raise one_of("perceptual distance", judges["lpips"], LPIPS_NETWORKS, "subject.judges.lpips")
+    if judges["lpips"] == "alex":
+        need_torchvision()
+    for role in ROLES:
+        hub.model_source(judges[role], resources, results)
+
+
+def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = "") -> Preprocessing:
+    """The preprocessing in the checkpoint's ``preprocessor_config.json``.
+
+    Args:
+        source: folder or hub id.
+        size: the side of the model's input, where the file does not give it.
+        setting: the key of the scale that names the checkpoint, for messages.
+        subfolder: the checkpoint's, inside the folder or repository.
+
+    Raises:
+        MissingResourceError: no such file.
+    """
+    from transformers.utils.hub import cached_file
+
+    with hub.explained(source, "model", setting):
+        file = cached_file(source.location, "preprocessor_config.json", subfolder=subfolder, **source.pin)
+        if file is None:
+            raise MissingResourceError(
+                f"The model {source.name!r} has no preprocessor_config.json, so it is not known how images are to be "
+                f"prepared for it. Add the file, or change `{setting}` in workflow/scales/."
+            )
+        config: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    resized = config.get("size", size) if config.get("do_resize", True) else size
+    if isinstance(resized, Mapping):
+        resized = resized["shortest_edge"] if "shortest_edge" in resized else (resized["height"], resized["width"])
+    elif not config.get("do_center_crop", False):
+        resized = (resized, resized)  # a bare number without a crop is a square
+    crop = config.get("crop_size") if config.get("do_center_crop", False) else None
+    if isinstance(crop, Mapping):
+        crop = (crop["height"], crop["width"])
+    elif crop is not None:
+        crop = (crop, crop)
+    return Preprocessing(
+        resized,
+        crop,
+        tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
+        tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+        "bilinear" if config.get("resample", 3) == 2 else "bicubic",  # PIL's numbers
+    )
+
+
+def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
+    """Loads a scale's judges.
+
+    Args:
+        judges: ``dino`` and ``clip``, each with ``path``, ``revision`` and ``weights`` (safetensors | bin) as a scale's
+            ``model`` has them, and ``subfolder`` where several models share a path; ``lpips``: judge | alex.
+        resources: mirror and foundation.
+        results: ``results/<scale>``.
+        device: cpu | cuda.
+
+    Raises:
+        MissingResourceError: a judge is not there, or torchvision for ``alex``.
+        ConfigurationError: unknown perceptual distance; a checkpoint without patches or without a class token.
+    """
+    import transformers
+
+    check_judges(judges, resources, results)
+    loaded: dict[str, Any] = {}
+    with quiet(), torch.random.fork_rng(devices=[]):  # a head the checkpoint lacks must not use up the run's random numbers
+        loaders: dict[str, Any] = {"dino": transformers.AutoModel, "clip": transformers.CLIPModel}
+        for role in ROLES:
+            source = hub.model_source(judges[role], resources, results)
+            setting, subfolder = _setting(role), judges[role].get("subfolder") or ""
+            place: dict[str, Any] = {"subfolder": subfolder, **source.pin}
+            with hub.explained(source, "model", setting):
+                loaded[role] = (
+                    loaders[role]
+                    .from_pretrained(
+                        source.location,
+                        dtype=torch.float32,
+                        use_safetensors=source.safetensors(judges[role]),
+                        **place,
+                    )
+                    .to(device)
+                )
+                if role == "clip":
+                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **place)
+            config = loaded[role].config
+            side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
+            if not isinstance(side, int):
+                raise ConfigurationError(
+                    f"The configuration of the model {source.name!r} has no image size: `{setting}` takes a vision "
+                    "transformer with a class token (ViT, DINO, DINOv2) or, for clip, a CLIP model."
+                )
+            loaded[f"{role}_prepare"] = preprocessing(source, side, setting, subfolder)
+            loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
+    dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
+    clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])
+    distance: PerceptualDistance = AlexDistance(device) if judges["lpips"] == "alex" else ViTDistance(dino)
+    return Judges(dino, clip, distance, LPIPS_NETWORKS[judges["lpips"]])
+
+
+def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:
+    """The model of `ether.foundation.image_judges` that names the attributes of a picture of the world of scenes.
+
+    Args:
+        reader: ``path`` and ``subfolder``; None at scales whose pictures it cannot read.
+        resources: mirror and foundation.
+        results: ``results/<scale>``.
+
+    Raises:
+        MissingResourceError: it is not there.
+    """
+    if reader is None:
+        return None
+    from ether.foundation import image_judges
+    from ether.worlds.scenes import SIZE
+
+    source = hub.model_source(reader, resources, results)
+    with quiet(), hub.explained(source, "model", _setting("reader")):
+        model = image_judges.load_reader(Path(source.location) / (reader.get("subfolder") or ""))
+
+    def read(pictures: torch.Tensor) -> list[dict[str, str]]:
+        if pictures.shape[-1] != SIZE:
+            pictures = functional.interpolate(pictures, SIZE, mode="bicubic", antialias=True).clamp(0, 1)
+        found = image_judges.read(model, (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        return [dict(zip(found, words, strict=True)) for words in zip(*found.values(), strict=True)]
+
+    return read
+
+
+# --- shared by a job's runs ------------------------------------------------------------------------------------
+
+
+def shared_judges(settings: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
+    """`load_judges`, once for the same settings."""
+    return _judges(json.dumps([settings, resources], sort_keys=True), results, device)
+
+
+def shared_reader(settings: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:
+    """`load_reader`, once for the same settings."""
+    return _reader(json.dumps([settings, resources], sort_keys=True), results)
+
+
+@functools.lru_cache(maxsize=2)
+def _judges(key: str, results: Path, device: str) -> Judges:
+    settings, resources = json.loads(key)
+    return load_judges(settings, resources, results, device)
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(key: str, results: Path) -> Reader | None:
+    settings, resources = json.loads(key)
+    return load_reader(settings, resources, results)

@@ -1,0 +1,94 @@
+"""The loss of DreamBooth (Ruiz et al. 2023), as a module that transformers' Trainer can train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from ether.diffusion.sampler import generator
+from ether.errors import one_of
+
+
+class SampleNumbers(Dataset):
+    """The numbers 0, 1, 2, ..., in place of data: `DreamBoothLoss` makes picture, noise and timestep from each of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+
+class DreamBoothLoss(nn.Module):
+    """Denoising of the subject's pictures, and with prior preservation that of its class's pictures.
+
+    Picture, noise and timestep follow from the run's seed and the sample's number alone, so that a resumed run repeats
+    them.
+
+    Args:
+        model: the adapted UNet.
+        scheduler: a ``DDPMScheduler`` with the pipeline's noise schedule; its ``prediction_type`` names the target.
+        seed: the run's.
+        instances: ((N, C, h, w) latents, (L, D) prompt embedding).
+        prior: the same for the class's pictures, or None.
+        weight: of the prior's loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler: Any,
+        seed: int,
+        instances: tuple[torch.Tensor, torch.Tensor],
+        prior: tuple[torch.Tensor, torch.Tensor] | None,
+        weight: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.scheduler, self.seed, self.weight = scheduler, seed, weight
+        self.parts = [("instance", *instances)] + ([("prior", *prior)] if prior else [])  # no buffers: not saved
+
+    def _batch(self, name: str, latents: torch.Tensor, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        chosen, noise, times = [], [], []
+        for number in numbers:
+            epoch, place = divmod(number, len(latents))
+            order = torch.randperm(len(latents), generator=generator(self.seed, name, "epoch", epoch))
+            chosen.append(int(order[place]))
+            random = generator(self.seed, name, "draw", number)
+            times.append(int(torch.randint(self.scheduler.config.num_train_timesteps, (), generator=random)))
+            noise.append(torch.randn(latents.shape[1:], generator=random))
+        device = latents.device
+        return latents[chosen], torch.stack(noise).to(device), torch.tensor(times, device=device)
+
+    def forward(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """index: (B,), numbers of samples. The mean loss of the batch's pictures, under ``loss``.
+
+        Raises:
+            ConfigurationError: the scheduler's ``prediction_type`` is not known.
+        """
+        numbers = index.tolist()
+        batches = [(*self._batch(name, latents, numbers), embedding) for name, latents, embedding in self.parts]
+        clean, noise, times = (torch.cat([part[i] for part in batches]) for i in range(3))
+        text = torch.cat([embedding.expand(len(numbers), -1, -1) for *_, embedding in batches])
+        noisy = self.scheduler.add_noise(clean, noise, times)
+        predicted = self.model(noisy, times, encoder_hidden_states=text, return_dict=False)[0]
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            target = noise
+        elif kind == "v_prediction":
+            target = self.scheduler.get_velocity(clean, noise, times)
+        elif kind == "sample":
+            target = clean
+        else:
+            raise one_of("prediction type", kind, ("epsilon", "v_prediction", "sample"), "the pipeline's scheduler")
+        losses = functional.mse_loss(predicted.float(), target.float(), reduction="none").flatten(1).mean(1)
+        parts = losses.split(len(numbers))
+        return {"loss": parts[0].mean() + (self.weight * parts[1].mean() if len(parts) > 1 else 0)}

@@ -1,0 +1,74 @@
+"""GLUE: Table 4, and its average against the number of trained parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ether import config
+from ether.config import Scale
+from ether.exhibits import common
+from ether.exhibits.exact import parameter_cells
+from ether.paper import published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AVERAGE = "average"  # the metric of the column Avg
+
+
+def _values(scale: Scale) -> pd.DataFrame:
+    """The score of every run, the metric named after its task, and of every seed that finished all eight tasks their average."""
+    section = scale.experiment("glue")
+    values = common.last_values(scale, "glue", "validation", ["score"], section["select"])
+    values = values.assign(metric=values["task"])
+    wide = values[values["status"] == "finished"].pivot_table(index=["method", "seed"], columns="task", values="value")
+    complete = wide.reindex(columns=section["known_tasks"]).dropna().mean(axis=1).rename("value").reset_index()
+    kinds = values.drop_duplicates("method").set_index("method")["adapt_kind"]
+    average = complete.assign(
+        metric=AVERAGE, task=AVERAGE, status="finished", reason="", adapt_kind=complete["method"].map(kinds)
+    )
+    return pd.concat([values, average], ignore_index=True)
+
+
+def table4(scale: Scale) -> pd.DataFrame:
+    """Table 4: GLUE. The average is the mean over the eight tasks within a seed, and its interval is taken over seeds; a method
+    that lacks a task has none."""
+    paper, values, unit = published.load()["table4"], _values(scale), common.unit_of("glue")
+    methods = common.printed_methods("table4", config.chosen_methods(scale, "glue"))
+    cells = parameter_cells("table4", methods)
+    for stem in methods:
+        of_method = values[values["method"] == stem]
+        for metric, column in common.metric_columns(paper).items():
+            if column.kind == "parameters":
+                continue
+            of_cell = of_method[of_method["metric"] == metric]
+            missing = "not every task was run" if metric == AVERAGE else "not run at this scale"
+            cells.append(common.measured_cell(paper, stem, paper.label(stem), column.name, of_cell, unit, scale, missing))
+    return common.table(cells, methods)
+
+
+def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
+    """What claims on Table 4 are judged by: the score of every task (metric: the task's name) and `average`."""
+    return common.evidence_of(_values(scale))
+
+
+def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
+    """The average of Table 4 against #params.
+
+    Where no method has an average, because only some tasks were run, the mean of the columns that every method has takes its
+    place, without an interval.
+    """
+    from ether.exhibits import plots
+
+    wide = cells.pivot(index="method", columns="column", values="ours").reindex(cells["method"].unique())
+    points = pd.DataFrame({"parameters": wide["#params"]})
+    average = cells[cells["column"] == "Avg"].set_index("method")
+    points[["score", "low", "high"]] = average[["ours", "low", "high"]]
+    name = "Avg"
+    if points["score"].isna().all():
+        complete = [column for column in wide if column != "#params" and wide[column].notna().all()]
+        points["score"] = wide[complete].mean(axis=1)
+        name = f"mean of {', '.join(complete)}"
+    return plots.score_against_parameters(points.reset_index(names="method"), f"{name} at scale {scale.name!r}")

@@ -1,0 +1,158 @@
+"""Instruction tuning: Tables 5 and 10, and the score against the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ether import config
+from ether.analysis import rates, runs
+from ether.analysis.cells import Cell
+from ether.analysis.intervals import summarise
+from ether.config import Scale
+from ether.exhibits import common
+from ether.exhibits.exact import parameter_cells, tflops_cells
+from ether.paper import published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCORE = "score"  # the mean of the benchmarks, as the runs measure it
+# The panels of the figure of learning rates, by metric.
+PANELS = {SCORE: "mean of the benchmarks", "mmlu": "MMLU", "arc": "ARC", "tru1": "Tru-1", "tru2": "Tru-2"}
+
+
+def _values(scale: Scale, exhibit: str) -> pd.DataFrame:
+    split = scale.experiment("instruct")["evaluation"]["split"]
+    return common.last_values(scale, "instruct", split, common.metric_columns(published.load()[exhibit]))
+
+
+def _measured(exhibit: str, scale: Scale, rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    paper = published.load()[exhibit]
+    labels = {stem: paper.label(stem) for stem in rows}
+    return common.measured_cells(paper, labels, _values(scale, exhibit), common.unit_of("instruct"), scale)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def table5(scale: Scale) -> pd.DataFrame:
+    """Table 5: MMLU over all questions and as a mean over subjects, ARC plain and length-normalised, TruthfulQA."""
+    methods = common.printed_methods("table5", config.chosen_methods(scale, "instruct"))
+    counted = {stem: method for stem, method in methods.items() if method["adapt"]["kind"] != "none"}
+    return common.table([*parameter_cells("table5", counted), *_measured("table5", scale, methods)], methods)
+
+
+def table10(scale: Scale) -> pd.DataFrame:
+    """Table 10: ETHER+, and ETHER that its caption names, by number of blocks; TFLOPs as in Table 1.
+
+    Rows of the paper that this scale cannot run (a block wider than the layer) have a dash.
+    """
+    of_the_paper = published.load()["table10"].methods
+    chosen = config.chosen_methods(scale, "instruct")
+    methods = {
+        stem: method
+        for stem, method in common.printed_methods("table10", config.methods()).items()
+        if method["adapt"].get("type") == "ETHER" and (stem in chosen or stem in of_the_paper)
+    }
+    exact = [*parameter_cells("table10", methods), *tflops_cells("table10", methods)]
+    return common.table([*exact, *_measured("table10", scale, methods)], methods)
+
+
+def blocks(scale: Scale) -> pd.DataFrame:
+    """Numbers of diagonal blocks of the methods of Table 10: a row a method, in the paper's model and in this scale's."""
+    here, _ = runs.read(scale, "instruct")
+    found = here.dropna(subset="blocks").drop_duplicates("method").set_index("method")["blocks"]
+    methods = config.methods()
+    return pd.DataFrame(
+        {
+            "n in the paper's model": [methods[stem]["adapt"]["config"].get("n_blocks") for stem in found.index],
+            "n at this scale": found.tolist(),
+        },
+        index=pd.Index([config.label(stem) for stem in found.index], name="method"),
+    ).dropna()
+
+
+def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
+    """What claims on Tables 5 and 10 are judged by: the columns' metrics on the reported split."""
+    return common.evidence_of(_values(scale, exhibit))
+
+
+def batch_size_check(scale: Scale) -> pd.DataFrame:
+    """Scores of the untrained model at two batch sizes of the evaluation: a row a metric, columns `first` and `second`.
+
+    Empty where the base model was not run.
+    """
+    here, metrics = runs.read(scale, "instruct")
+    evaluation = scale.experiment("instruct")["evaluation"]
+    of_base = metrics[metrics["run_id"].isin(here.loc[here["adapt_kind"] == "none", "run_id"])]
+    parts = {"first": evaluation["split"], "second": "second batch size"}
+    scores = {name: of_base[of_base["split"] == split].set_index("metric")["value"] for name, split in parts.items()}
+    return pd.DataFrame(scores).dropna()
+
+
+def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
+    """The mean of the benchmarks of the methods of Table 5 against #params."""
+    from ether.exhibits import plots
+
+    split = scale.experiment("instruct")["evaluation"]["split"]
+    scores = common.evidence_of(common.last_values(scale, "instruct", split, [SCORE]))
+    rows = []
+    for cell in cells[cells["column"] == "#params"].itertuples():
+        interval = summarise(scores[scores["method"] == cell.method], common.unit_of("instruct"))
+        rows.append((cell.method, cell.ours, interval.mean, interval.low, interval.high))
+    points = pd.DataFrame(rows, columns=["method", "parameters", "score", "low", "high"])
+    return plots.score_against_parameters(points, f"{PANELS[SCORE]} at scale {scale.name!r}")
+
+
+# --- learning rates --------------------------------------------------------------------------------------------
+
+
+def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
+    split = scale.experiment("instruct_rates")["evaluation"]["split"]
+    found = runs.measured(scale, "instruct_rates", split, list(PANELS), or_published)
+    found = found[found["metric"].isin(found.dropna(subset="value")["metric"])]
+    configured = common.configured_rates(scale, "instruct_rates")
+    return found.assign(split=split, configured=found["learning_rate"] == found["method"].map(configured))
+
+
+def rate_grid(scale: Scale) -> pd.DataFrame:
+    """Scores of the grid of learning rates on the tuning splits, made here or committed, for `ether.analysis.rates.choose`."""
+    grid = _grid(scale, or_published=True)
+    return grid[grid["metric"] == SCORE].reset_index(drop=True)
+
+
+def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Score on the tuning splits against the learning rate, for every method of Table 5; the paper has no such figure."""
+    from ether.exhibits.plots import curves, legend_beside
+    from ether.exhibits.style import GREY, new_figure
+
+    data = common.labelled(_grid(scale, or_published=False))
+    metrics = [metric for metric in PANELS if metric in set(data["metric"])]
+    small = [metric for metric in metrics if metric != SCORE]
+    figure = new_figure(9.5, 6.6)
+    layout = [[SCORE] * max(1, len(small)), *([small] if small else [])]
+    axes: dict[str, Any] = figure.subplot_mosaic(layout, height_ratios=[1.7, 1][: len(layout)])  # type: ignore[arg-type]
+    for metric, panel in axes.items():
+        of_metric = data[data["metric"] == metric]
+        untrained = of_metric[of_metric["adapt_kind"] == "none"]["value"].dropna()
+        if len(untrained):
+            panel.axhline(untrained.mean(), color=GREY, linestyle=":", linewidth=1.2, label="Base model", zorder=1)
+        curves(panel, of_metric[of_metric["adapt_kind"] != "none"], "learning_rate", common.unit_of("instruct_rates"))
+        panel.set(xscale="log", xlabel="learning rate", title=PANELS[metric])
+        panel.grid(alpha=0.25)
+        if metric in (SCORE, *small[:1]):
+            panel.set_ylabel("score, %")
+    legend_beside(axes[SCORE])
+    seeds = ", ".join(map(str, sorted(data["seed"].unique())))
+    figure.suptitle(
+        f"Instruction tuning, score against learning rate (scale {scale.name}, tuning splits, seed {seeds})", fontsize=11
+    )
+    return figure, data
+
+
+def chosen_rates(data: pd.DataFrame) -> pd.DataFrame:
+    """The best rate of every method from the figure's data (see `ether.analysis.rates.choose`)."""
+    return rates.choose(data[data["metric"] == SCORE])

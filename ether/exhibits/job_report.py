@@ -1,0 +1,117 @@
+"""The shared cells of the experiments' notebooks: what the runs of a job measured, cost, and come from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from IPython.display import Image, Markdown
+
+# What tells apart the runs of a job, in the order of the tables' index; constant ones are left out.
+KEYS = ("label", "task", "learning_rate", "rate_factor", "seed")
+
+
+def _identified(runs: pd.DataFrame, always: Iterable[str] = ("label", "seed")) -> list[str]:
+    """The columns of KEYS in which the runs differ, and those that are wanted in any case."""
+    return [key for key in KEYS if key in always or (runs[key].notna().all() and runs[key].nunique() > 1)]
+
+
+def measured(
+    runs: pd.DataFrame,
+    metrics: pd.DataFrame,
+    split: str,
+    first: Sequence[str] = (),
+    columns: str = "metric",
+    by_step: bool = False,
+) -> pd.DataFrame:
+    """The values of a split: a row a run, a column a metric.
+
+    Args:
+        runs: as `ether.run.run_job` returns them.
+        metrics: the same.
+        split: as the experiment names it.
+        first: metrics that come first, in this order.
+        columns: what the columns are, metric | task; for `task` the values are those of the metric `score`.
+        by_step: a row a run and step, instead of the last step of the split.
+    """
+    keys = [key for key in _identified(runs) if key != columns]
+    values = metrics[metrics["split"] == split].drop(columns="task").sort_values("step", kind="stable")
+    if columns == "task":
+        values = values[values["metric"] == "score"]
+    values = values.merge(runs[["run_id", "task", *(key for key in keys if key != "task")]], on="run_id")
+    index = [*keys, "step"] if by_step else keys
+    wide = values.pivot_table(index=index, columns=columns, values="value", sort=False, aggfunc="last")
+    head = [name for name in first if name in wide]
+    return wide[[*head, *(name for name in wide if name not in head)]]
+
+
+def unfinished(runs: pd.DataFrame) -> pd.DataFrame | Markdown:
+    """The runs that did not finish, with the reason."""
+    from IPython.display import Markdown
+
+    found = runs.loc[runs["status"] != "finished", [*_identified(runs, ("label", "task", "seed")), "status", "reason"]]
+    return found if len(found) else Markdown("Every run finished.")
+
+
+def losses(runs: pd.DataFrame, metrics: pd.DataFrame) -> Image | Markdown:
+    """The training loss of every run against the step."""
+    from IPython.display import Image, Markdown
+
+    from ether.exhibits.style import new_figure
+
+    values = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")]
+    if values.empty:
+        return Markdown("No training loss was recorded.")
+    keys = _identified(runs, ("seed",))
+    figure = new_figure(7, 3.2)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    for run in runs.itertuples():
+        of_run = values[values["run_id"] == run.run_id].sort_values("step")
+        name = ", ".join(f"{key.replace('_', ' ')} {getattr(run, key)}" for key in keys)
+        axes.plot(of_run["step"], of_run["value"], linewidth=1, label=name)
+    if len(runs) < 9:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return Image(data=stream.getvalue(), format="png", width=round(figure.get_figwidth() * 80))
+
+
+def cost(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the runs of each method cost: number of runs, parameters with a gradient in this scale's model (head included), steps,
+    seconds a run and of them training, and peak memory in MiB."""
+    found = runs.groupby("label", sort=False).agg(
+        runs=("run_id", "size"),
+        trainable_parameters=("trainable_parameters", "max"),
+        steps=("steps", "max"),
+        seconds_a_run=("wall_seconds", "mean"),
+        training_seconds=("train_seconds", "mean"),
+        minutes_in_all=("wall_seconds", lambda seconds: seconds.sum() / 60),
+        peak_memory_MiB=("peak_memory_bytes", lambda size: size.max() / 2**20),
+    )
+    return found.round(2).rename_axis("method")
+
+
+def origin(runs: pd.DataFrame, further: Mapping[str, object] | None = None) -> pd.DataFrame:
+    """Where the numbers come from: model, data, machine, versions and commit of the first run.
+
+    Args:
+        runs: as `ether.run.run_job` returns them.
+        further: lines to add.
+    """
+    first = runs.iloc[0]
+    lines: dict[str, object] = {
+        "base model": f"{first['base_model']} ({first['base_model_fingerprint'][:12]})",
+        "data": ", ".join(sorted(runs["data"].unique())),
+        "device": first["device"],
+        "threads": first["threads"],
+        "dtype": first["dtype"],
+        **(further or {}),
+        "git commit": first["git_commit"][:12] + ("+" if first["git_commit"].endswith("+") else ""),
+        "versions": first["versions"],
+        "started": first["started"],
+    }
+    return pd.Series(lines).to_frame("")

@@ -1,0 +1,149 @@
+"""Parts of figures that several exhibits share: curves over runs, labelled points, and images that the runs saved."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ether.analysis.intervals import summarise
+from ether.config import Scale, label
+from ether.exhibits.style import GREY, INK, dashes, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# --- curves ----------------------------------------------------------------------------------------------------
+
+
+def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
+    """Mean and 95 % interval of `value` against `x` for every method, with the single runs as faint points.
+
+    Args:
+        axes: where to plot.
+        data: columns method, task, seed, value and the one that `x` names.
+        x: the column on the horizontal axis.
+        unit: of the interval, task | seed.
+    """
+    styles = dashes(data["method"].unique())
+    for stem, of_method in data.dropna(subset=["value", x]).groupby("method", sort=False):
+        colour, marker = style(str(stem))
+        rows = [(at, *summarise(at_x, unit)[:3]) for at, at_x in of_method.groupby(x)]
+        at, mean, low, high = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        axes.plot(
+            at, mean, color=colour, marker=marker, markersize=5, linewidth=1.5, linestyle=styles[stem], label=label(str(stem))
+        )
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        if len(of_method) > len(at):
+            axes.scatter(of_method[x], of_method["value"], color=colour, s=7, alpha=0.4, linewidth=0)
+
+
+def legend_beside(axes: Any) -> None:
+    """The legend at the right of a panel."""
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+# --- scores against parameters ---------------------------------------------------------------------------------
+
+
+def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
+    """Scores against the number of trained parameters on a logarithmic axis, each point with its interval and its method's name.
+
+    Args:
+        points: columns method (stem), parameters, score, low and high; methods without a score or parameters are left out.
+        score: what the score is, for the axis.
+    """
+    figure = new_figure(8.0, 4.4)
+    axes = figure.add_subplot()
+    points = points.dropna(subset=["parameters", "score"])
+    for row in points.itertuples():
+        colour, marker = style(str(row.method))
+        spread = [[row.score - row.low], [row.high - row.score]] if math.isfinite(row.low) else None
+        axes.errorbar(row.parameters, row.score, yerr=spread, color=colour, marker=marker, ms=7, capsize=3, lw=1.2)
+    axes.set_xscale("log")
+    axes.set_xlabel("trainable parameters at the paper's architecture")
+    axes.set_ylabel(score)
+    axes.margins(x=0.08, y=0.12)
+    axes.grid(alpha=0.25)
+    _label_points(axes, points)
+    return figure
+
+
+def _label_points(axes: Any, points: pd.DataFrame) -> None:
+    """Names in a column at the right edge, in the order of the scores, each joined to its point by a thin line, so that they stay
+    legible where points overlap."""
+    if points.empty:
+        return
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    ordered = points.sort_values("score")
+    step = (high - low) / max(len(ordered) + 1, 16)
+    heights: list[float] = []
+    for score in ordered["score"]:
+        heights.append(max(float(score), heights[-1] + step if heights else low + step / 2))
+    limit = high - step / 2
+    for place in range(len(heights) - 1, -1, -1):  # move down what is too high, from the top
+        heights[place] = min(heights[place], limit)
+        limit = heights[place] - step
+    edge = right * (right / left) ** 0.03
+    for row, height in zip(ordered.itertuples(), heights, strict=True):
+        colour, _ = style(str(row.method))
+        axes.annotate(
+            label(str(row.method)), (row.parameters, row.score), xytext=(edge, height), textcoords="data", color=colour,
+            fontsize=9, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "alpha": 0.5, "shrinkA": 1, "shrinkB": 4},
+        )  # fmt: skip
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
+
+
+# --- images ----------------------------------------------------------------------------------------------------
+
+
+def samples(scale: Scale, experiment: str, run_id: str, inner: str = "") -> tuple[Path, list[dict[str, str]]]:
+    """The folder of the images that a run saved, and for each of them `file`, `prompt` and `half` (selection | report).
+
+    The list is empty where the run saved none.
+    """
+    folder = scale.samples_folder / experiment / run_id / inner
+    file = folder / "samples.json"
+    return folder, (json.loads(file.read_text(encoding="utf-8"))["images"] if file.is_file() else [])
+
+
+def reported_prompts(files: Sequence[dict[str, str]]) -> list[str]:
+    """The prompts that no selection used, in their order, each once."""
+    return list(dict.fromkeys(file["prompt"] for file in files if file["half"] == "report"))
+
+
+def show_image(axes: Any, image: Path | np.ndarray | None, frame: str = "#bbb", width: float = 0.8) -> None:
+    """An image file, or an image (H, W, 3), in a frame; a grey square with "no image" where there is none."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=frame, linewidth=width)
+    if image is None or (isinstance(image, Path) and not image.is_file()):
+        axes.set_facecolor("#eee")
+        axes.set_box_aspect(1)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, color=GREY, transform=axes.transAxes)
+        return
+    if isinstance(image, Path):
+        from PIL import Image
+
+        image = np.asarray(Image.open(image).convert("RGB"))
+    axes.imshow(image, interpolation="nearest" if image.shape[1] <= 64 else "antialiased")
+
+
+def row_name(axes: Any, text: str, colour: str = INK, size: float = 10) -> None:
+    """A name at the left of a row of images."""
+    axes.annotate(text, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=size, color=colour)
+
+
+def in_two_lines(label: str) -> str:
+    """'ETHER+ (one-sided)' with its bracket on a second line."""
+    return label.replace(" (", "\n(")

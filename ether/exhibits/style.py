@@ -1,0 +1,65 @@
+"""Colours, markers and the canvas of the figures: a method looks the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, GREY, ALERT = "#333333", "#777777", "#c0392b"
+
+# Prefix of a method's stem -> colour and marker; the longest prefix counts. A family keeps its colour whatever the rank or
+# the number of blocks, and can be read without colour by its marker.
+FAMILIES = {
+    "ether-plus-one-sided": ("#f1948a", "d"),
+    "ether-plus": ("#c0392b", "D"),
+    "ether": ("#e67e22", "o"),
+    "boft": ("#1f618d", "v"),
+    "oft": ("#2e86c1", "^"),
+    "naive": ("#76448a", "P"),
+    "adalora": ("#117864", "h"),
+    "lora": ("#27ae60", "s"),
+    "vera": ("#b7950b", "<"),
+    "full": ("#2c3e50", "X"),
+    "dreambooth": ("#2c3e50", "X"),
+}
+OTHER = ("#7f8c8d", ".")
+
+
+def _family(stem: str) -> str:
+    """The longest prefix of FAMILIES that a stem has: all of it, or up to a hyphen. '' where there is none."""
+    known = [prefix for prefix in FAMILIES if stem == prefix or stem.startswith(f"{prefix}-")]
+    return max(known, key=len, default="")
+
+
+def style(stem: str) -> tuple[str, str]:
+    """Colour and marker of a method, by the stem of its file."""
+    return FAMILIES.get(_family(stem), OTHER)
+
+
+def dashes(stems: Iterable[str]) -> dict[str, str]:
+    """The line style of each method of a figure: solid for the first of a family, then dashed, dotted, dash-dotted."""
+    styles = ("-", "--", ":", "-.")
+    seen: dict[str, int] = {}
+    found = {}
+    for stem in stems:
+        family = _family(stem) or stem
+        found[stem] = styles[seen.get(family, 0) % len(styles)]
+        seen[family] = seen.get(family, 0) + 1
+    return found
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, in the style of all figures of the package."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "mathtext.fontset": "stix"}
+    )
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # without pyplot, so that a notebook displays a figure once: where it is asked to
+    return figure

@@ -1,0 +1,353 @@
+"""Subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7 (left), 8 and 9.
+
+Columns of the tables are measured after the last step on all prompts (split `validation`); those that end in ", best" at the
+evaluation with the best score on one half of the prompts, and measured on the other half (split `best`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ether import config
+from ether.analysis import runs
+from ether.analysis.cells import Cell
+from ether.analysis.claims import MetricInfo
+from ether.config import Scale
+from ether.errors import MissingResourceError
+from ether.exhibits import common
+from ether.exhibits.exact import parameter_cells
+from ether.paper import published
+from ether.paper.claims.subject import UNCHANGED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAST, CHOSEN, REAL = "validation", "best", "real"  # splits
+PHOTOGRAPHS = "real-images"  # the row that compares the photographs with one another
+COLLAPSED = 0.5  # below this share of images with the prompt's background, the model no longer follows the prompt
+
+# Metrics of the figures' claims that are columns of no table.
+METRICS = {
+    "he_change_input": MetricInfo("relative change of energy, input side", format=".1e"),
+    "he_change_output": MetricInfo("relative change of energy, output side", format=".1e"),
+    "transformation_distance": MetricInfo("‖T − I‖", format=".2f"),
+    "weight_distance": MetricInfo("‖W′ − W‖", format=".2f"),
+}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def _photographs(scale: Scale, experiment: str, metrics: list[str]) -> pd.DataFrame:
+    """The photographs of each subject compared with one another: the same for every run, so one row a subject and metric."""
+    values = common.last_values(scale, experiment, REAL, metrics).dropna(subset="value")
+    once = values.drop_duplicates(["task", "metric"])
+    return once.assign(method=PHOTOGRAPHS, adapt_kind="none", seed=0, status="finished", reason="")
+
+
+def _values(exhibit: str, scale: Scale, experiment: str) -> pd.DataFrame:
+    """The values of a table's columns after the last step, and those of the photographs where the table has such a row."""
+    paper = published.load()[exhibit]
+    metrics = list(common.metric_columns(paper))
+    found = common.last_values(scale, experiment, LAST, metrics)
+    return pd.concat([_photographs(scale, experiment, metrics), found]) if PHOTOGRAPHS in paper.references else found
+
+
+def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
+    """A table over all its experiments: each fills the columns that it measured.
+
+    Args:
+        exhibit: its id.
+        scale: whose runs.
+        only_printed: only the paper's rows, or every method of the experiments that the table prints.
+    """
+    paper = published.load()[exhibit]
+    experiments = config.exhibits()[exhibit].experiments
+    methods = {
+        stem: method
+        for experiment in experiments
+        for stem, method in common.printed_methods(exhibit, config.chosen_methods(scale, experiment)).items()
+        if stem in paper.methods or not only_printed
+    }
+    methods = {stem: methods[stem] for stem in config.methods() if stem in methods}
+    columns = {column.name: column.metric for column in paper.columns}
+    cells: list[Cell] = parameter_cells(exhibit, methods) if "#params" in columns else []
+    for experiment in experiments:
+        rows = {stem: paper.label(stem) for stem in (*paper.references, *methods)}
+        unit = common.unit_of(experiment)
+        cells += common.measured_cells(paper, rows, _values(exhibit, scale, experiment), unit, scale)
+        chosen = common.last_values(scale, experiment, CHOSEN, columns.values())
+        rows = {stem: paper.label(stem) for stem in methods}
+        cells += common.measured_cells(paper, rows, chosen, unit, scale, published.BEST)
+    return common.table(cells, (*paper.references, *methods))
+
+
+def table2(scale: Scale) -> pd.DataFrame:
+    """Table 2: subject-driven generation; LPIPS with both pairings of images."""
+    return _table("table2", scale, only_printed=False)
+
+
+def table6(scale: Scale) -> pd.DataFrame:
+    """Table 6: OFT against Naive."""
+    return _table("table6", scale, only_printed=True)
+
+
+def table11(scale: Scale) -> pd.DataFrame:
+    """Table 11: one-sided against two-sided ETHER+."""
+    return _table("table11", scale, only_printed=True)
+
+
+def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
+    """The values of a table for each subject, averaged over seeds: a row a method, columns (column of the table, subject)."""
+    paper = published.load()[exhibit]
+    columns = common.metric_columns(paper)
+    frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
+    values = common.evidence_of(pd.concat(frames, ignore_index=True))
+    values = values.assign(method=values["method"].map(paper.label), column=[columns[m].name for m in values["metric"]])
+    return values.pivot_table(index="method", columns=["column", "task"], values="value", sort=False)
+
+
+def rate_grid(scale: Scale) -> pd.DataFrame:
+    """Scores of the grid of Figure 4 on the half of the prompts that is never reported, for `ether.analysis.rates.choose`.
+
+    The score is the mean of what the scale selects by. Read from the runs made here, or from those that are committed.
+    """
+    grid = runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True)
+    configured = common.configured_rates(scale, "subject_rates")
+    return grid.assign(configured=grid["learning_rate"] == grid["method"].map(configured))
+
+
+def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
+    """What claims on an exhibit of this module are judged by.
+
+    Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
+    rate. Figure 7: the relative changes of energy, as `he_change_input` and `he_change_output`.
+    """
+    if exhibit == "figure4":
+        values = common.last_values(scale, "subject_rates", "geometry", PANELS)
+        highest = values.groupby("method")["learning_rate"].transform("max")
+        return common.evidence_of(values[values["learning_rate"] == highest])
+    if exhibit == "figure7":
+        values = _energies(scale)
+        return common.evidence_of(values.assign(metric=values["metric"].str.replace("difference", "change")))
+    frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
+    return common.evidence_of(pd.concat(frames, ignore_index=True))
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+def caption(exhibit: str, scale: Scale) -> str:
+    """Subjects, seeds, training and sampling behind a figure, as one paragraph."""
+    [experiment] = config.exhibits()[exhibit].experiments
+    of_runs, _ = runs.read(scale, experiment)
+    section = scale.experiment(experiment)
+    sampling, training = section["sampling"], section["training"]
+    steps = f"{training['max_steps']} steps of batch {training['batch_size']}"
+    subjects, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
+    return (
+        f"Subjects: {subjects}; seeds {seeds}; {len(of_runs)} runs, {steps if of_runs['steps'].max() else 'nothing is trained'}. "
+        f"Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and starting noise for "
+        "every run."
+    )
+
+
+PANELS = {"transformation_distance": "‖T − I‖, mean over layers and sides", "weight_distance": "‖W′ − W‖, all layers"}
+
+
+def figure4(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Figure 4: distance of the transformations from the identity (left) and of the weights (right) against the learning rate."""
+    from ether.exhibits.plots import curves, legend_beside
+    from ether.exhibits.style import new_figure
+
+    values = [
+        common.last_values(scale, "subject_rates", split, metrics)
+        for split, metrics in (("geometry", PANELS), (LAST, ("dino", "clip_t", "background")))
+    ]
+    data = common.labelled(pd.concat(values, ignore_index=True).dropna(subset="value"))
+    figure = new_figure(9.4, 3.8)
+    panels = figure.subplots(1, 2)
+    for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
+        curves(axes, data[data["metric"] == metric], "learning_rate", common.unit_of("subject_rates"))
+        axes.set(xscale="log", yscale="log", xlabel="learning rate")
+        axes.set_title(title, fontsize=11)
+        axes.grid(alpha=0.25, which="major")
+    legend_beside(panels[1])
+    return figure, data
+
+
+SIDES = {"input": "neurons on the input side", "output": "neurons on the output side"}
+
+
+def _energies(scale: Scale) -> pd.DataFrame:
+    """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`."""
+    found = common.last_values(scale, "subject", "geometry", [f"he_difference_{side}" for side in SIDES])
+    return found.assign(value=found["value"].abs())
+
+
+def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Figure 7 (left): how much fine-tuning changes the hyperspherical energy."""
+    from ether.exhibits.plots import in_two_lines
+    from ether.exhibits.style import GREY, new_figure, style
+
+    data = common.labelled(_energies(scale).dropna(subset="value"))
+    stems = list(data["method"].unique())
+    figure = new_figure(9.4, 3.9)
+    panels = figure.subplots(1, 2, sharey=True)
+    floor = 1e-16
+    for axes, (side, title) in zip(panels, SIDES.items(), strict=True):
+        for place, stem in enumerate(stems):
+            values = data[(data["method"] == stem) & (data["metric"] == f"he_difference_{side}")]["value"]
+            if values.empty:
+                continue
+            mean, points = float(values.mean()), values.clip(lower=floor)
+            axes.bar(place, max(mean, floor), color=style(stem)[0], width=0.62, alpha=0.85)
+            axes.scatter(np.full(len(points), place), points, color="#222", s=9, zorder=3)
+            text = f"{mean:.0e}" if mean >= floor else f"< {floor:.0e}"
+            axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8)
+        axes.axhline(UNCHANGED, color=GREY, linestyle=":", linewidth=1)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 10)
+        names = [in_two_lines(config.label(stem)) for stem in stems]
+        axes.set_xticks(range(len(stems)), names, rotation=35, ha="right", fontsize=9)
+        axes.set_title(title, fontsize=11)
+    panels[0].set_ylabel("relative change of\nhyperspherical energy")
+    edge = panels[1].get_yaxis_transform()  # beside the panel, because the bars would hide it
+    panels[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
+    return figure, data
+
+
+def _factors(scale: Scale) -> pd.DataFrame:
+    """A row a run: method, learning rate, factor, task, seed and status; and the scores `dino`, `clip_t` and `background`, which
+    are NaN where the run saved no images."""
+    scores = ["dino", "clip_t", "background"]
+    values = runs.measured(scale, "subject_factors", LAST, scores)
+    keys = [column for column in runs.RUN_INFO if column != "reason"]
+    wide = values.pivot(index="run_id", columns="metric", values="value")[scores]
+    return common.labelled(values.drop_duplicates("run_id")[keys].join(wide, on="run_id").reset_index(drop=True))
+
+
+def factor_name(factor: float) -> str:
+    """'× 10' for 10, '/ 10' for 0.1."""
+    if factor == 1:
+        return "configured rate"
+    return f"× {factor:g}" if factor > 1 else f"/ {1 / factor:g}"
+
+
+def figure8(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Figure 8: one prompt and noise under each method's learning rate times 0.1, 1, 10 and 100; two prompts a cell."""
+    from ether.exhibits.plots import in_two_lines, reported_prompts, row_name, samples
+    from ether.exhibits.style import new_figure, style
+
+    data = _factors(scale)
+    first = data[(data["task"] == data["task"].iloc[0]) & (data["seed"] == data["seed"].min())]
+    stems, factors = list(first["method"].unique()), sorted(first["rate_factor"].unique())
+    figure = new_figure(2.05 * len(factors) + 1.5, 1.32 * len(stems) + 1.1)
+    grid = figure.subplots(len(stems), 2 * len(factors), squeeze=False)
+    prompts: list[str] = []
+    for row, stem in zip(grid, stems, strict=True):
+        row_name(row[0], in_two_lines(config.label(stem)), style(stem)[0])
+        for place, factor in enumerate(factors):
+            pair = row[2 * place : 2 * place + 2]
+            found = first[(first["method"] == stem) & (first["rate_factor"] == factor)]
+            if found.empty:
+                for axes in pair:
+                    axes.axis("off")
+                continue
+            run = found.iloc[0]
+            folder, files = samples(scale, "subject_factors", run["run_id"])
+            prompts = prompts or reported_prompts(files)[:2]
+            _factor_cell(pair, run, [_first_image(folder, files, prompt) for prompt in reported_prompts(files)[:2]])
+    for place, factor in enumerate(factors):
+        grid[0][2 * place].set_title(factor_name(factor), fontsize=11, loc="left")
+    quoted = " · ".join(f"“{prompt}”" for prompt in prompts)
+    figure.supxlabel(
+        f"{quoted + '; the same' if quoted else 'The same'} noise for every run.\n"
+        "Red frame: fewer than half of the run's images have the background of their prompt.",
+        fontsize=8,
+    )
+    return figure, data
+
+
+def _first_image(folder: Path, files: list[dict[str, str]], prompt: str) -> Path:
+    return folder / next(file["file"] for file in files if file["prompt"] == prompt)
+
+
+def _factor_cell(pair: Any, run: Any, images: list[Path]) -> None:
+    """Two images of a run side by side, framed in red where the run has collapsed, with its learning rate and score below."""
+    from ether.exhibits.plots import show_image
+    from ether.exhibits.style import ALERT, INK
+
+    collapsed = bool(run["background"] < COLLAPSED) or run["status"] != "finished"
+    for place, axes in enumerate(pair):
+        if place and len(images) == 1:
+            axes.axis("off")
+        else:
+            frame = (ALERT, 2.2) if collapsed else ("#bbb", 0.8)
+            show_image(axes, images[place] if place < len(images) else None, *frame)
+    parts = [f"{run['learning_rate']:g}"]
+    if not np.isnan(run["dino"]):
+        parts.append(f"DINO {run['dino']:.2f}")
+    if collapsed:
+        parts.append("collapsed")
+    pair[0].set_xlabel(" · ".join(parts), fontsize=8, loc="left", labelpad=2, color=ALERT if collapsed else INK)
+
+
+def _photograph(scale: Scale, subject: str) -> Path | np.ndarray | None:
+    """The first photograph of a subject; None where the data set is not here and is not one that the project generates."""
+    from ether import hub
+
+    data = scale.experiment("subject")["data"]
+    try:
+        source = hub.data_source(data, {"mirror": scale.settings["mirror"]}, scale.results)
+    except MissingResourceError:  # figures from stored runs need no data set
+        return _generated_photograph(scale, subject) if data["path"].startswith(hub.WORLD) else None
+    files = sorted((source.folder / "dataset" / subject).glob("*.*")) if source.folder else []
+    return files[0] if files else None
+
+
+def _generated_photograph(scale: Scale, subject: str) -> np.ndarray | None:
+    """What the world of scenes writes as the first photograph of a subject."""
+    from ether.worlds import scenes
+
+    world = scale.settings["world"]["scenes"]
+    found = [known for known in scenes.SUBJECTS if known.name == subject]
+    return scenes.render(scenes.references(found[0], world["seed"], world["images"])[0]) if found else None
+
+
+def figure9(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Figure 9: each row one subject, prompt and noise; the columns a photograph of the subject and then the methods."""
+    from ether.exhibits.plots import in_two_lines, reported_prompts, row_name, samples, show_image
+    from ether.exhibits.style import INK, new_figure, style
+
+    of_runs, _ = runs.read(scale, "subject")
+    of_runs = common.in_order(of_runs[of_runs["seed"] == of_runs["seed"].min()])
+    stems, subjects = list(of_runs["method"].unique()), list(of_runs["task"].unique())[:3]
+    rows: list[tuple[Any, ...]] = []
+    for subject in subjects:
+        for run in of_runs[of_runs["task"] == subject].itertuples():
+            folder, files = samples(scale, "subject", str(run.run_id))
+            for prompt in reported_prompts(files)[:2]:
+                rows.append((subject, prompt, run.method, run.run_id, str(_first_image(folder, files, prompt))))
+    data = pd.DataFrame(rows, columns=["subject", "prompt", "method", "run_id", "file"])
+    lines = list(data[["subject", "prompt"]].drop_duplicates().itertuples(index=False))
+    figure = new_figure(1.15 * (len(stems) + 1) + 1.9, 1.2 * max(1, len(lines)) + 0.6)
+    grid = figure.subplots(max(1, len(lines)), len(stems) + 1, squeeze=False)
+    for row, line in zip(grid, lines, strict=False):
+        show_image(row[0], _photograph(scale, line.subject))
+        words = line.prompt.split()
+        row_name(row[0], f"{' '.join(words[: len(words) // 2])}\n{' '.join(words[len(words) // 2 :])}", INK, 8)
+        for axes, stem in zip(row[1:], stems, strict=True):
+            found = data[(data["subject"] == line.subject) & (data["prompt"] == line.prompt) & (data["method"] == stem)]
+            show_image(axes, Path(found["file"].iloc[0]) if len(found) else None)
+    for axes, stem in zip(grid[0], ["", *stems], strict=True):
+        name = in_two_lines(config.label(stem)) if stem else "photograph"
+        axes.set_title(name, fontsize=9, color=style(stem)[0] if stem else INK)
+    if not lines:
+        for axes in grid[0]:
+            show_image(axes, None)
+    return figure, common.labelled(data)

@@ -1,0 +1,115 @@
+"""What an experiment is: an object ``EXPERIMENT`` in a module of `ether.experiments`, with the functions of `Experiment`.
+
+`ether.run` calls ``load``, adapts the model, and calls ``fit``; `ether.check` calls ``check`` and ``skeleton`` before
+anything is trained. An experiment does not know how its model is adapted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import nn
+
+from ether.config import RunSpec
+from ether.errors import ConfigurationError, one_of
+from ether.training import Rows
+
+__all__ = ["Experiment", "Fitted", "Loaded", "Rows", "Skeleton", "experiment"]
+
+Data = TypeVar("Data")
+
+
+@dataclass
+class Loaded(Generic[Data]):
+    """A task ready to be adapted: the pretrained model, the data, and what identifies both."""
+
+    model: nn.Module
+    task_type: str | None  # PEFT's
+    total_steps: int  # optimizer steps of the run
+    base_model: str
+    base_model_fingerprint: str
+    data_name: str
+    data_fingerprint: str
+    dtype: str
+    data: Data  # what the experiment's `fit` needs beside the model
+
+
+@dataclass
+class Fitted:
+    """What training leaves: measured values over time, and how it ended."""
+
+    measurements: Rows
+    steps: int
+    train_seconds: float
+    status: str = "finished"  # finished | diverged
+    reason: str = ""  # why it did not finish
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The architecture of a run's model, without weights: enough to see whether a method can be applied to it."""
+
+    key: str  # identifies the architecture: runs with equal keys have the same modules with the same shapes
+    build: Callable[[], nn.Module]  # called under ``torch.device("meta")``
+    task_type: str | None  # PEFT's
+
+
+class Experiment(Protocol[Data]):
+    """What an experiment module's ``EXPERIMENT`` does."""
+
+    def check(self, spec: RunSpec, results: Path) -> None:
+        """Looks for the run's model, data and settings without loading them.
+
+        Args:
+            spec: the run.
+            results: ``results/<scale>``, the folder of generated data and rebuilt models.
+
+        Raises:
+            EtherError: something is missing or wrong.
+        """
+
+    def skeleton(self, spec: RunSpec, results: Path) -> Skeleton:
+        """The architecture of the model that `load` would load.
+
+        Raises:
+            EtherError: the model cannot be found. Its configuration is read only when ``build`` is called.
+        """
+
+    def load(self, spec: RunSpec, results: Path, device: str) -> Loaded[Data]:
+        """The pretrained model and the data of one run, on a device (cpu | cuda).
+
+        Raises:
+            EtherError: something is missing or wrong.
+        """
+
+    def fit(self, loaded: Loaded[Data], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
+        """Trains and evaluates an adapted model, starting from what an interrupted run has left.
+
+        Args:
+            loaded: from `load`.
+            model: its model, adapted.
+            spec: the run.
+            folder: the run's working folder, ``…/<job>/<run id>``.
+            device: cpu | cuda.
+        """
+
+
+def experiment(module: str) -> Experiment[Any]:
+    """The experiment that a module of `ether.experiments` carries out: its object ``EXPERIMENT``.
+
+    Raises:
+        ConfigurationError: no such module, or it has no ``EXPERIMENT``.
+    """
+    package = importlib.import_module("ether.experiments")
+    known = [found.name for found in pkgutil.iter_modules(package.__path__) if found.name != "common"]
+    if module not in known:
+        raise one_of("module", module, known, "workflow/experiments.yaml (the files of ether/experiments)")
+    loaded = importlib.import_module(f"ether.experiments.{module}")
+    if not hasattr(loaded, "EXPERIMENT"):
+        raise ConfigurationError(f"ether/experiments/{module}.py has no object EXPERIMENT, which carries out its runs: add it.")
+    return loaded.EXPERIMENT

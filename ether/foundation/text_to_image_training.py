@@ -1,0 +1,262 @@
+"""Training of ``text-to-image`` (`ether.foundation.text_to_image`): the autoencoder, then the UNet with the text encoder.
+
+The UNet predicts the velocity. Its loss is the squared error of the picture (not of the velocity or of the noise), which puts
+the weight on strong noise, where the content of the picture is decided. The picture's error is the velocity's error times the
+noise level; sampling the time steps with a probability proportional to the squared noise level gives the same expected loss
+with less variance.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ether import results
+from ether.foundation import autoencoder, card, text_to_image
+from ether.foundation.caption_tokenizer import build_tokenizer, encode
+from ether.foundation.pretraining import warm_up_and_decay
+from ether.worlds import scenes
+
+STEPS, BATCH, WARM_UP = 5_200, 64, 100
+RATE, MATRIX_RATE = (
+    1.0e-3,
+    3.0e-3,
+)  # of AdamW (vectors, embeddings, first and last layer of the UNet) and of Muon (other matrices)
+EMA = 0.998  # the saved weights are a moving average of the trained ones
+CORPUS = 24_000  # scenes
+DROPPED = 0.1  # share of captions left empty, for classifier-free guidance
+
+
+class Trainer:
+    """UNet and text encoder with their optimisers, moving average and random number generator.
+
+    Muon steps along the nearest orthogonal matrix to a weight's momentum, so that rare directions (which word belongs to
+    which shape) are learned as fast as frequent ones: here it needs half of AdamW's time. A convolution is treated as a
+    matrix of output channels by all other dimensions.
+
+    Args:
+        tokenizer: of the captions.
+        steps: steps of the whole training, which determine the learning rates.
+        generator: of time steps and noise.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, steps: int, generator: torch.Generator) -> None:
+        self.unet, self.text = text_to_image.new_unet().train(), text_to_image.new_text_encoder(tokenizer).train()
+        self.named = {
+            f"{part}.{name}": parameter
+            for part, model in (("unet", self.unet), ("text", self.text))
+            for name, parameter in model.named_parameters()
+        }
+        self.average = {name: parameter.detach().clone() for name, parameter in self.named.items()}
+        excluded = ("embedding", "conv_in", "conv_out")
+        self.matrices = {  # two-dimensional views that share the memory of the parameters
+            name: nn.Parameter(parameter.detach().view(len(parameter), -1))
+            for name, parameter in self.named.items()
+            if parameter.ndim > 1 and not any(word in name for word in excluded)
+        }
+        others = [parameter for name, parameter in self.named.items() if name not in self.matrices]
+        self.muon = torch.optim.Muon(
+            self.matrices.values(), lr=MATRIX_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+        self.step, self.generator = 0, generator
+        self.factor = warm_up_and_decay(steps, WARM_UP)
+        products = text_to_image.scheduler().alphas_cumprod
+        self.signal, self.noise = products.sqrt(), (1 - products).sqrt()  # levels by time step
+
+    def _states(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """The optimisers' state of each parameter."""
+        for name, parameter in self.named.items():
+            matrix = self.matrices.get(name)
+            yield name, self.adam.state[parameter] if matrix is None else self.muon.state[matrix]
+
+    def train(self, latents: torch.Tensor, tokens: torch.Tensor) -> float:
+        """One step on a batch: latents (batch, 16, 8, 8), tokens (batch, 20); returns the loss."""
+        factor = self.factor(self.step)
+        for optimizer, rate in ((self.adam, RATE), (self.muon, MATRIX_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        times = torch.multinomial(self.noise**2, len(latents), replacement=True, generator=self.generator)
+        noise = torch.randn(latents.shape, generator=self.generator)
+        a, s = (table[times][:, None, None, None] for table in (self.signal, self.noise))
+        context = self.text(tokens).last_hidden_state
+        velocity = self.unet(a * latents + s * noise, times, context).sample
+        loss = (velocity - (a * noise - s * latents)).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.named.values(), 1.0)
+        for name, matrix in self.matrices.items():
+            gradient = self.named[name].grad
+            matrix.grad = None if gradient is None else gradient.view(matrix.shape)
+        self.adam.step()
+        self.muon.step()
+        for parameter in self.named.values():
+            parameter.grad = None
+        self.step += 1
+        keep = min(EMA, self.step / (self.step + 9))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.named.values()], 1 - keep)
+        return float(loss.detach())
+
+    def averaged(self, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+        """New models with the averaged weights."""
+        unet, text = text_to_image.new_unet().eval(), text_to_image.new_text_encoder(tokenizer).eval()
+        for part, model in (("unet", unet), ("text", text)):
+            weights = {n.removeprefix(f"{part}."): t for n, t in self.average.items() if n.startswith(f"{part}.")}
+            model.load_state_dict(weights, strict=False)  # buffers, such as position ids, are not among them
+        return unet, text
+
+    def save(self, file: Path) -> None:
+        """Write the complete state of the training."""
+        tensors = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
+        for name, state in self._states():
+            tensors[f"value.{name}"], tensors[f"average.{name}"] = self.named[name].detach(), self.average[name]
+            for key, value in state.items():
+                tensors[f"state/{key}.{name}"] = value
+        with results.atomic(file) as partial:
+            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial)
+
+    @torch.no_grad()
+    def resume(self, file: Path) -> None:
+        """Restore the state that `save` wrote."""
+        tensors = load_file(file)
+        self.step = int(tensors["step"])
+        self.generator.set_state(tensors["generator"])
+        for name, state in self._states():
+            self.named[name].copy_(tensors[f"value.{name}"])
+            self.average[name].copy_(tensors[f"average.{name}"])
+            state.update(
+                {
+                    key.removeprefix("state/").removesuffix(f".{name}"): value
+                    for key, value in tensors.items()
+                    if key.startswith("state/") and key.endswith(f".{name}")
+                }
+            )
+
+
+def _save_pipeline(
+    out: Path, unet: UNet2DConditionModel, text: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """Write a pipeline's folder, UNet and autoencoder in float16, and load it again in float32."""
+    parts: dict[str, Any] = {
+        "unet": copy.deepcopy(unet).half(),
+        "vae": copy.deepcopy(vae).half(),
+        "text_encoder": text,
+        "tokenizer": tokenizer,
+        "scheduler": text_to_image.scheduler(),
+    }
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **absent).save_pretrained(out)
+    return text_to_image.load(out)
+
+
+def _prepare(tokenizer: CLIPTokenizer, seed: int, steps: int) -> tuple[AutoencoderKL, torch.Tensor, torch.Tensor]:
+    """The trained autoencoder, the corpus's latents (scenes, 16, 8, 8) and its captions' tokens (scenes, 20)."""
+    count = min(CORPUS, BATCH * steps)  # a few steps need only a few scenes
+    pictures, captions, _ = scenes.corpus(seed, count)
+    generator = torch.Generator().manual_seed(seed)
+    vae = autoencoder.train(pictures, min(autoencoder.STEPS, steps), generator)
+    # Contiguous, as they are when read from disk: another memory layout would round differently.
+    latents = autoencoder.standardise(vae, autoencoder.encode(vae, pictures)).contiguous()
+    return vae, latents, encode(tokenizer, captions)["input_ids"]
+
+
+def pretrain(
+    out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, work: Path | None = None, every: float = 240.0
+) -> None:
+    """Pretrain the autoencoder, then UNet and text encoder, and write the pipeline and its card to the folder `out`.
+
+    Muon and AdamW with a short warm-up, and a linear decay over the second half. The same seed, steps and threads give the same
+    weights on one kind of CPU.
+
+    Args:
+        out: folder of the pipeline.
+        seed: of weights, corpus and noise.
+        steps: of the UNet; the autoencoder takes at most `ether.foundation.autoencoder.STEPS`.
+        threads: CPU threads.
+        work: folder for the state from which an interrupted training is resumed; ``work/pipeline`` is the pipeline at that
+            point. It does not change the result.
+        every: seconds between two writes to `work`.
+    """
+    began = time.monotonic()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vae, spent = autoencoder.new_autoencoder().eval(), 0.0
+    if work and (work / "prepared.safetensors").is_file():
+        stored = load_file(work / "prepared.safetensors")
+        latents, tokens = stored.pop("latents"), stored.pop("tokens")
+        vae.load_state_dict(stored)
+    else:
+        vae, latents, tokens = _prepare(tokenizer, seed, steps)
+        if work:
+            with results.atomic(work / "prepared.safetensors") as partial:
+                save_file({**vae.state_dict(), "latents": latents, "tokens": tokens}, partial)
+    torch.manual_seed(seed + 1)  # the initial weights do not depend on the training of the autoencoder
+    trainer = Trainer(tokenizer, steps, torch.Generator().manual_seed(seed + 1))
+    if work and (work / "state.safetensors").is_file():
+        trainer.resume(work / "state.safetensors")
+        spent = float((work / "seconds.txt").read_text())
+    empty, saved, losses = encode(tokenizer, [""])["input_ids"], time.monotonic(), []
+    while trainer.step < steps:
+        chosen = torch.randint(len(latents), (BATCH,), generator=trainer.generator)
+        dropped = torch.rand(BATCH, 1, generator=trainer.generator) < DROPPED
+        losses.append(trainer.train(latents[chosen], torch.where(dropped, empty, tokens[chosen])))
+        if trainer.step % max(1, min(steps // 20, 100)) == 0:
+            minutes = (spent + time.monotonic() - began) / 60
+            print(f"unet, step {trainer.step}/{steps}: loss {np.mean(losses):.4f}, {minutes:.1f} min", flush=True)
+            losses = []
+        if work and time.monotonic() - saved > every:
+            trainer.save(work / "state.safetensors")
+            results.write_text(str(spent + time.monotonic() - began), work / "seconds.txt")
+            _save_pipeline(work / "pipeline", *trainer.averaged(tokenizer), vae, tokenizer)
+            saved = time.monotonic()
+    pictures, _, _ = scenes.corpus(seed, len(latents))
+    decoder_steps = min(autoencoder.DECODER_STEPS, steps)
+    autoencoder.finish_decoder(vae, latents, pictures, decoder_steps, torch.Generator().manual_seed(seed + 2))
+    card.start(out)
+    pipeline = _save_pipeline(out, *trainer.averaged(tokenizer), vae, tokenizer)
+    minutes = (spent + time.monotonic() - began) / 60
+    card.write(
+        out,
+        name="text-to-image",
+        what="StableDiffusionPipeline that draws the world of scenes (ether.worlds.scenes) from captions",
+        seed=seed,
+        steps=steps,
+        threads=threads,
+        batch=BATCH,
+        models={"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder},
+        minutes=minutes,
+        scores=evaluate(pipeline, seed + 1),
+        made_from="pictures and captions",
+        packages=("diffusers",),
+        details={
+            "sampling": {
+                "scheduler": "DDIMScheduler",
+                "steps": text_to_image.SAMPLING_STEPS,
+                "guidance": text_to_image.GUIDANCE,
+            },
+            "precision": "unet and vae are stored in float16 and loaded in float32; text_encoder is stored in float32",
+        },
+    )
+
+
+def evaluate(pipeline: StableDiffusionPipeline, seed: int, count: int = 200) -> dict[str, float]:
+    """The scores of the card: agreement with `count` captions of either kind, and the autoencoder's error on 256 scenes."""
+    found = {
+        f"{attribute}, {which}": value
+        for which, held_out in (("held-out combinations", True), ("training's combinations", False))
+        for attribute, value in text_to_image.scores(pipeline, seed=seed, count=count, held_out=held_out).items()
+    }
+    pictures, _, _ = scenes.corpus(seed, 256)
+    return found | {"autoencoder's mean error of 255": round(autoencoder.reconstruction_error(pipeline.vae, pictures), 2)}

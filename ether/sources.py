@@ -1,0 +1,93 @@
+"""The source files a module's outcome depends on, from the imports in its text.
+
+Snakemake does not look inside an imported package, so the workflow's rules take their code inputs from here: whatever a
+module imports of this package, at its top or inside a function, and the data files beside a module that it names. So an
+experiment's numbers become outdated when anything that computes them is edited.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+from ether.errors import ConfigurationError
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of this package, or None where there is no such module."""
+    path = ROOT.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+@functools.cache
+def imports(name: str) -> frozenset[str]:
+    """The modules of this package that a module imports, at any place in its text.
+
+    ``import_module(f"ether.x.{name}")`` is not followed: what it loads depends on a run, and the workflow adds it.
+    """
+    file = module_file(name)
+    assert file is not None
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(n for n in found if n.split(".")[0] == PACKAGE.name and module_file(n) is not None)
+
+
+@functools.cache
+def data_files(name: str) -> frozenset[Path]:
+    """The files beside a module whose names stand in its text, such as ``published.yaml``."""
+    file = module_file(name)
+    assert file is not None
+    texts = (
+        node.value
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    names = {text for text in texts if text and len(text) < 80 and not set(text) & set("/\\\n*") and "." in text[1:]}
+    return frozenset(path for text in names if (path := file.parent / text).is_file() and path.suffix != ".py")
+
+
+def closure(*names: str) -> tuple[str, ...]:
+    """Every source and data file that modules depend on, themselves included, relative to the project's root and sorted.
+
+    Raises:
+        ConfigurationError: no such module.
+    """
+    pending, seen, files = list(names), set(), set()
+    for name in names:
+        if module_file(name) is None:
+            raise ConfigurationError(
+                f"There is no module {name}: looked for ether/{name.partition('.')[2].replace('.', '/')}.py."
+            )
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        file = module_file(name)
+        assert file is not None
+        files |= {file, *data_files(name)}
+        parents = [".".join(name.split(".")[:depth]) for depth in range(2, name.count(".") + 1)]
+        pending += [*imports(name), *parents]  # the packages on the way are imported, too; `ether` itself loads lazily
+    return tuple(sorted(str(file.relative_to(ROOT)) for file in files))
+
+
+def text_of(files: Iterable[str]) -> str:
+    """The contents of files given relative to the project's root, one after another, for a digest."""
+    return "\0".join(f"{name}\0{(ROOT / name).read_text(encoding='utf-8')}" for name in files)

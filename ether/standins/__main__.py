@@ -1,0 +1,54 @@
+"""``python -m ether.standins {llama,diffusion} MIRROR``: write tiny random models into a hub mirror."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ether.errors import EtherError
+
+
+def _llama(options: argparse.Namespace) -> list[Path]:
+    from ether.standins import llama
+
+    return [llama.write_mirror(options.mirror, hub_id=options.id or llama.HUB_ID, text=options.text)]
+
+
+def _diffusion(options: argparse.Namespace) -> list[Path]:
+    from ether.standins import diffusion
+
+    models = (options.pipeline or diffusion.PIPELINE, options.clip or diffusion.CLIP, options.dino or diffusion.DINO)
+    return diffusion.write_mirror(options.mirror, models=models, size=options.size, seed=options.seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ether.standins", description="Write tiny random models into a hub mirror.")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+
+    llama = kinds.add_parser("llama", help="a Llama with a tokenizer in the format of Llama-2")
+    llama.add_argument("mirror", type=Path, help="root of the hub mirror")
+    llama.add_argument("--id", help="hub id of the model to replace (default: that of Llama-2-7B)")
+    llama.add_argument("--text", type=Path, help="parquet file with a column `text` (default: Alpaca's in the mirror)")
+    llama.set_defaults(write=_llama)
+
+    diffusion = kinds.add_parser("diffusion", help="a Stable Diffusion with CLIP and DINO")
+    diffusion.add_argument("mirror", type=Path, help="root of the hub mirror")
+    for part in ("pipeline", "clip", "dino"):
+        diffusion.add_argument(f"--{part}", help=f"hub id of the {part} to replace (default: the paper's)")
+    diffusion.add_argument("--size", type=int, default=32, help="side of the images, in pixels, a multiple of 16")
+    diffusion.add_argument("--seed", type=int, default=0, help="of the weights")
+    diffusion.set_defaults(write=_diffusion)
+
+    options = parser.parse_args(arguments)
+    try:
+        for folder in options.write(options):
+            print(f"wrote {folder}")
+    except EtherError as error:
+        sys.exit(f"\n{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Reading the YAML files under ``workflow/``: strict parsing, schemas, overlays."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from ether.errors import ConfigurationError, MissingResourceError
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW = ROOT / "workflow"
+
+
+class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML in which a key given twice is an error rather than silently the last one."""
+
+
+def _mapping_without_duplicates(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = {key for key in keys if keys.count(key) > 1}
+    if twice:
+        raise ConfigurationError(f"{node.start_mark.name}: the key {sorted(map(str, twice))[0]!r} is given twice.")
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a dictionary.
+
+    Raises:
+        MissingResourceError: no such file.
+        ConfigurationError: not YAML, a duplicate key, or not a mapping.
+    """
+    if not path.is_file():
+        raise MissingResourceError(f"{path} does not exist.")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            content = yaml.load(stream, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} must hold a mapping, not {type(content).__name__}.")
+    return content
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _definitions() -> dict[str, Any]:
+    """The definitions of ``scale.schema.yaml``, which all schemas share."""
+    return read_yaml(WORKFLOW / "schemas" / "scale.schema.yaml")["$defs"]
+
+
+@functools.cache
+def _schema(name: str, experiments: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """A schema with the shared definitions and what it says of each experiment.
+
+    A scale has a section for each experiment, as its module's schema describes it; a method has hyperparameters for each module.
+    """
+    definition = copy.deepcopy(read_yaml(WORKFLOW / "schemas" / f"{name}.schema.yaml"))
+    definition["$defs"] = _definitions() | definition.get("$defs", {})
+    if name == "scale":
+        folder = WORKFLOW / "schemas" / "experiments"
+        for experiment, module in experiments:
+            definition["properties"][experiment] = read_yaml(folder / f"{module}.schema.yaml")
+    elif name == "method":
+        for _, module in experiments:
+            definition["properties"]["training"]["properties"][module] = {"$ref": "#/$defs/sections"}
+    return definition
+
+
+def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: Mapping[str, str] | None = None) -> None:
+    """Checks a mapping against ``workflow/schemas/<schema>.schema.yaml``.
+
+    Args:
+        content: what was read.
+        schema: scale | method | experiments | exhibits.
+        where: its file, for the message.
+        experiments: {experiment: module}, for the schemas of scales and methods.
+
+    Raises:
+        ConfigurationError: names the file, the key and what is allowed there.
+    """
+    definition = _schema(schema, tuple((experiments or {}).items()))
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(definition).iter_errors(content))
+    if error is None:
+        return
+    key = "/".join(map(str, error.absolute_path)) or "the top level"
+    message = error.message
+    if isinstance(error.instance, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", error.instance, re.I):
+        message += f" (YAML reads {error.instance} as text: write it with a dot and a sign, as 1.0e-3)"
+    allowed = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
+    if error.validator == "unevaluatedProperties":
+        allowed = {**_definitions()["values"]["properties"], **allowed}
+    if error.validator in ("additionalProperties", "unevaluatedProperties") and allowed:
+        message += f". Known keys there: {', '.join(sorted(allowed))}"
+    raise ConfigurationError(f"{where}, at {key}: {message}.")
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = overlay(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
