@@ -1,10 +1,10 @@
 # make <target>: sets up .venv from the project's own files (once), then runs `snakemake --cores N <target>`
 # with as many cores as there are; each job takes one, and the numbers do not depend on how many run side by side.
 #   make table4            make table4 CORES=1            make table4 CONFIG="scale=smoke"
-# make setup does the set-up alone; make test sets up and runs the tests.
+# make setup does the set-up alone; make test sets up and runs the tests, on all cores (TEST_WORKERS=N).
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
-TEST_WORKERS ?= 0
+TEST_WORKERS ?= $(CORES)
 CONFIG ?=
 # The build of torch. A plain CPU or CUDA build of this version serves; another version: TORCH="torch==2.12.*"
 TORCH ?= torch==2.13.0
@@ -30,7 +30,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 test: $(READY)
-	$(RUN) python -m pytest -n $(TEST_WORKERS)
+	$(RUN) python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 lint: $(READY)
 	$(RUN) ruff check . && ruff format --check . && mypy

@@ -89,7 +89,7 @@ class _PartialSpec(importlib.machinery.ModuleSpec):
 def _register_or_wait() -> None:
     """Registers the adapters now, if peft is imported, or as soon as it is."""
     peft = sys.modules.get("peft")
-    spec = getattr(peft, "__spec__", None)
+    spec: Any = getattr(peft, "__spec__", None)
     if peft is None:
         sys.meta_path.insert(0, _PeftFinder())
     elif getattr(spec, "_initializing", False):  # something that peft imports imports this package

@@ -109,8 +109,9 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             cwd=str(Path.cwd()),
             autosave_cell_every=30,
             stdout_file=RunLines(sys.stdout),
-            # of the kernel; a history would be written to a file that all kernels of the user share
-            extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
+            # Of the kernel. Its log has, at ERROR, that it is interrupted, as it always is before it is shut down; a
+            # history would be written to a file that all kernels of the user share.
+            extra_arguments=["--log-level=CRITICAL", "--HistoryManager.enabled=False"],
         )
     except PapermillExecutionError as error:
         # An EtherError is one paragraph that says all; anything else needs its traceback.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from typing import Any
 @contextlib.contextmanager
 def quiet(*also: str) -> Iterator[None]:
     """Silences transformers' notices for a while, such as that a fresh head is fresh, and its progress bars for good.
+
+    Warnings of a library that another one uses what will be removed (FutureWarning) are silenced with them.
 
     Args:
         also: libraries of its family to silence with it: ``diffusers``, at whose import transformers has notices too.
@@ -23,7 +26,9 @@ def quiet(*also: str) -> Iterator[None]:
         logger.set_verbosity_error()
         logger.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in loggers:
             logger.set_verbosity(level)

@@ -31,7 +31,8 @@ def module_file(name: str) -> Path | None:
 def imports(name: str) -> frozenset[str]:
     """The modules of this package that a module imports, at any place in its text.
 
-    ``import_module(f"ether.x.{name}")`` is not followed: what it loads depends on a run, and the workflow adds it.
+    ``import_module("ether.x")`` counts as an import; with a name that is computed it does not, since what it loads depends on
+    a run, and the workflow adds it.
     """
     file = module_file(name)
     assert file is not None
@@ -46,6 +47,9 @@ def imports(name: str) -> frozenset[str]:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            if isinstance(node.args[0], ast.Constant):
+                found.add(str(node.args[0].value))
     return frozenset(n for n in found if n.split(".")[0] == PACKAGE.name and module_file(n) is not None)
 
 

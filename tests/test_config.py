@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ether import config
-from ether.methods import adapt as methods
 from ether.errors import ConfigurationError, MissingResourceError
+from ether.methods import adapt as methods
 from ether.paper import published
 
 
@@ -31,10 +31,8 @@ def test_every_method_names_parameters_its_config_has():
 
 
 def test_table4_methods_all_have_a_file():
-    labels = [method["label"] for method in config.methods().values()]
-    assert set(published.load()["table4"].methods) <= set(labels)
-    wanted = [label for label in labels if label in published.load()["table4"].methods]
-    assert wanted == list(published.load()["table4"].methods), "table order is the paper's"
+    paper = published.load()["table4"].methods
+    assert [stem for stem in config.methods() if stem in paper] == list(paper), "table order is the paper's"
 
 
 def test_paper_scale_uses_table_7_cell_by_cell():
@@ -46,12 +44,12 @@ def test_paper_scale_uses_table_7_cell_by_cell():
         "Dropout": "dropout",
         "Max Seq. Len.": "max_length",
     }
-    from ether.tables import GLUE_COLUMNS
-
-    by_key = {(run.label, run.task): run for run in config.runs(config.load("paper"), "glue") if run.seed == 0}
+    by_key = {(run.method, run.task): run for run in config.runs(config.load("paper"), "glue") if run.seed == 0}
+    tasks = {"MNLI": "mnli", "SST-2": "sst2", "CoLA": "cola", "QQP": "qqp", "QNLI": "qnli", "RTE": "rte", "MRPC": "mrpc",
+             "STS-B": "stsb"}  # fmt: skip
     checked = 0
     for row in table.rows:
-        for task, column in GLUE_COLUMNS.items():
+        for column, task in tasks.items():
             value = by_key[row.method, task].hyperparameters[settings[row.setting]]
             assert value == pytest.approx(table.value(row.method, column, row.setting)), (row, column)
             checked += 1
@@ -113,8 +111,8 @@ def _method(**change):
 )
 def test_schema_names_the_key(content, said):
     with pytest.raises(ConfigurationError, match=said):
-        config.validate(content, "method", Path("workflow/methods/x.yaml"))
-    config.validate(_method(), "method", Path("x.yaml"))
+        config.validate(content, "method", Path("workflow/methods/x.yaml"), config.modules())
+    config.validate(_method(), "method", Path("x.yaml"), config.modules())
 
 
 def test_peft_parameters_are_checked_by_name():
@@ -124,6 +122,41 @@ def test_peft_parameters_are_checked_by_name():
         methods.check_arguments("mine", {"kind": "peft", "type": "ETHR"})
     with pytest.raises(ConfigurationError, match="the experiment decides"):
         methods.check_arguments("mine", {"kind": "peft", "type": "LORA", "config": {"modules_to_save": ["x"]}})
+
+
+def test_where_things_are_is_not_part_of_what_a_run_is(tmp_path):
+    here, there = (config.runs(config.load("laptop", {"mirror": mirror}), "glue") for mirror in ("", str(tmp_path)))
+    assert [run.run_id for run in here] == [run.run_id for run in there]
+    cpu = config.runs(config.load("laptop", {"device": "cpu"}), "glue")
+    assert [run.run_id for run in here] == [run.run_id for run in cpu]
+    shipped, rebuilt = (config.runs(config.load("small", {"foundation": f}), "glue")[0] for f in ("shipped", "rebuild"))
+    assert shipped.run_id != rebuilt.run_id  # another model, not another place
+
+
+def test_a_method_that_is_not_swept_is_not_in_experiments_over_learning_rates(monkeypatch):
+    every = config.methods()
+    every["lora"]["sweep"] = False
+    monkeypatch.setattr(config, "methods", lambda: every)
+    scale = config.load("small")
+    assert "lora" in config.chosen_methods(scale, "instruct") and "lora" not in config.chosen_methods(scale, "instruct_rates")
+
+
+def test_factors_and_rates_are_recorded_with_the_run():
+    runs = config.runs(config.load("small"), "subject_factors")
+    rates = {run.method: run.hyperparameters["learning_rate"] for run in config.runs(config.load("small"), "subject")}
+    assert {run.rate_factor for run in runs} == {0.1, 1.0, 10.0, 100.0}
+    assert all(r.hyperparameters["learning_rate"] == pytest.approx(r.rate_factor * rates[r.method]) for r in runs)
+    assert all(run.rate_factor is None for run in config.runs(config.load("small"), "subject_rates"))
+
+
+def test_registries_name_what_is_there():
+    root = config.ROOT
+    for entry in config.experiments().values():
+        assert (root / f"ether/experiments/{entry.module}.py").is_file() and (root / entry.notebook).is_file()
+        assert (root / f"workflow/schemas/experiments/{entry.module}.schema.yaml").is_file()
+    for exhibit in config.exhibits().values():
+        assert (root / f"ether/exhibits/{exhibit.module}.py").is_file() and (root / exhibit.notebook).is_file()
+        assert exhibit.title or exhibit.id in published.load()
 
 
 def test_duplicate_keys_and_bad_yaml_are_errors(tmp_path):

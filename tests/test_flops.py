@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from ether import config
 from ether.errors import ConfigurationError
-from ether.measures import flops, weight_side
-from ether.measures.flops import closed_form, language_model_loss, package_step, stack, weight_side_step
+from ether.measures import cache, flops, weight_side
+from ether.measures.flops import closed_form, language_model_loss, package_step, stack, weight_side_rule, weight_side_step
 from ether.measures.memory import _saved, step_memory
+from ether.paper import efficiency
 from ether.paper.efficiency import MODELS, at_equal_length, published_tflops
 from ether.paper.published import load, prints_as
 from ether.reflection import dense_reflection
@@ -33,6 +36,14 @@ def peft(kind: str, **config: Any) -> dict[str, Any]:
     return {"kind": "peft", "type": kind, "config": config}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def counted_anew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Counts stored by earlier runs are not used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 # --- Table 1 ---------------------------------------------------------------------------------------------------------
 
 
@@ -45,11 +56,11 @@ def test_fourteen_of_the_sixteen_tflops_print_as_the_papers(table1: pd.DataFrame
     cells = table1[table1.index.get_level_values("column").str.endswith("TFLOPs")]
     assert len(cells) == 16
     off = set(cells.index[cells["verdict"] != "match"])
-    assert off == {("OFT n=256", "Phi-1.5 TFLOPs"), ("ETHER n=1", "Phi-1.5 TFLOPs")}
+    assert off == {("oft-n256", "Phi-1.5 TFLOPs"), ("ether-n1", "Phi-1.5 TFLOPs")}
 
 
 def test_the_other_two_match_with_the_key_adapted_too(table1: pd.DataFrame) -> None:
-    for method in ("OFT n=256", "ETHER n=1"):
+    for method in ("oft-n256", "ether-n1"):
         cell = table1.loc[(method, "Phi-1.5 TFLOPs")]
         assert (cell["printed"], cell["alternative_verdict"]) == ("9.13", "match")
         assert cell["exact"] == pytest.approx(8.3087, abs=1e-4)
@@ -58,20 +69,20 @@ def test_the_other_two_match_with_the_key_adapted_too(table1: pd.DataFrame) -> N
 
 
 def test_oft_on_llama_matches_only_as_a_dense_matrix(table1: pd.DataFrame) -> None:
-    cell = table1.loc[("OFT n=256", "Llama-2-7B TFLOPs")]
+    cell = table1.loc[("oft-n256", "Llama-2-7B TFLOPs")]
     assert (cell["verdict"], cell["alternative_verdict"]) == ("match", "mismatch")
     assert cell["alternative"] == pytest.approx(7.737, abs=1e-3)
-    assert cell["alternative"] < table1.loc[("ETHER n=32", "Llama-2-7B TFLOPs"), "exact"]
+    assert cell["alternative"] < table1.loc[("ether-n32", "Llama-2-7B TFLOPs"), "exact"]
 
 
 def test_relative_drops(table1: pd.DataFrame) -> None:
     drops = table1[table1.index.get_level_values("column").str.endswith("drop")]
     assert len(drops) == 8
     misprints = drops[(drops["verdict"] != "match") & (drops["alternative_verdict"] != "match")]
-    assert set(misprints.index) == {("ETHER n=32", "Llama-2-7B rel. drop"), ("ETHER+ n=32", "Llama-2-7B rel. drop")}
+    assert set(misprints.index) == {("ether-n32", "Llama-2-7B rel. drop"), ("ether-plus-n32", "Llama-2-7B rel. drop")}
     through_the_key = drops[drops["alternative_verdict"] == "match"]
     assert set(through_the_key.index.get_level_values("column")) == {"Phi-1.5 rel. drop"}
-    assert set(through_the_key.index.get_level_values("method")) == {"ETHER n=4", "ETHER n=32"}
+    assert set(through_the_key.index.get_level_values("method")) == {"ether-n4", "ether-n32"}
 
 
 def test_every_cell_off_says_why(table1: pd.DataFrame) -> None:
@@ -80,18 +91,52 @@ def test_every_cell_off_says_why(table1: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("tokens", [1043, 1045])
 def test_phis_sequence_length_is_determined_by_the_digits(tokens: int) -> None:
-    fits = [
-        prints_as(round(closed_form("phi-1.5", rule, n, tokens) / 1e12, 6), load()["table1"].printed(row, "Phi-1.5 TFLOPs"))
-        for row, rule, n in [
-            ("LoRA r=8", "low-rank", 8),
-            ("ETHER n=4", "reflection", 4),
-            ("ETHER n=32", "reflection", 32),
-            ("ETHER+ n=1", "relaxed-reflection", 1),
-            ("ETHER+ n=4", "relaxed-reflection", 4),
-            ("ETHER+ n=32", "relaxed-reflection", 32),
-        ]
-    ]
+    fits = []
+    for method in ("lora", "ether-n4", "ether-n32", "ether-plus-n1", "ether-plus-n4", "ether-plus-n32"):
+        rule, n = weight_side_rule(config.method(method)["adapt"])
+        tflops = closed_form("phi-1.5", rule, n, tokens) / 1e12
+        fits.append(prints_as(round(tflops, 6), load()["table1"].printed(method, "Phi-1.5 TFLOPs")))
     assert fits.count("match") < len(fits) - 1
+
+
+# --- the methods' files decide what is counted ---
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "size"),
+    [
+        ("lora", "low-rank", 8),
+        ("oft-n256", "orthogonal", 256),
+        ("ether", "reflection", 1),
+        ("ether-n32", "reflection", 32),
+        ("ether-plus-n4", "relaxed-reflection", 4),
+    ],
+)
+def test_rule_and_size_on_the_weight_side_come_from_the_methods_file(method: str, rule: str, size: int) -> None:
+    assert weight_side_rule(config.method(method)["adapt"]) == (rule, size)
+
+
+@pytest.mark.parametrize("method", ["boft", "vera-r64", "full", "oft"])  # the last is given by its block size
+def test_methods_without_a_counted_weight_side_are_refused(method: str) -> None:
+    with pytest.raises(ConfigurationError, match="weight side is counted for LORA, ETHER, and OFT"):
+        weight_side_rule(config.method(method)["adapt"])
+
+
+def test_costs_by_method_are_those_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert efficiency.tflops("phi-1.5", "ether-n4", 64) == weight_side_step("phi-1.5", "reflection", 4, 64).tflops
+    dense = weight_side_step("phi-1.5", "orthogonal-dense", 256, 64).tflops
+    assert efficiency.tflops("phi-1.5", "oft-n256", 64, dense=True) == dense > efficiency.tflops("phi-1.5", "oft-n256", 64)
+    assert efficiency.tflops("phi-1.5", "ether-n4", 64, "activations") == package_step("phi-1.5", peft("ETHER"), 64).tflops
+    assert (
+        efficiency.gib("phi-1.5", "lora", 16, "activations")
+        == step_memory("phi-1.5", peft("LORA", r=8), 16).beside_the_model / 2**30
+    )
+    every = config.methods()
+    every["ether-n4"]["adapt"]["config"]["n_blocks"] = 8
+    monkeypatch.setattr(config, "method", lambda stem: every[stem])
+    assert efficiency.tflops("phi-1.5", "ether-n4", 64) == weight_side_step("phi-1.5", "reflection", 8, 64).tflops
+    with pytest.raises(ConfigurationError, match="activations"):
+        efficiency.tflops("phi-1.5", "lora", 64, "activation")  # type: ignore[arg-type]
 
 
 # --- counted against arithmetic --------------------------------------------------------------------------------------
@@ -169,12 +214,12 @@ def test_the_real_reflection_is_restored_after_counting() -> None:
 
 
 def test_at_equal_length_the_weight_side_is_dearer_in_operations_and_memory() -> None:
-    rows = at_equal_length(256, methods=["LoRA r=8", "ETHER n=32", "ETHER+ n=32"])
+    rows = at_equal_length(256, ["lora", "ether-n32", "ether-plus-n32"])
     assert list(rows["model"].unique()) == list(MODELS)
-    ether = rows[rows["method"] != "LoRA r=8"]
+    ether = rows[rows["method"] != "lora"]
     assert (ether["weight_side_tflops"] > 1.1 * ether["tflops"]).all()
     assert (ether["weight_side_gib"] > 1.2 * ether["gib"]).all()
-    assert rows[rows["method"] == "LoRA r=8"]["weight_side_gib"].isna().all()
+    assert rows[rows["method"] == "lora"]["weight_side_gib"].isna().all()
 
 
 def test_the_larger_model_gains_more_from_blocks_at_equal_length() -> None:
@@ -267,7 +312,7 @@ def test_weight_side_oft_is_orthogonal_and_the_same_dense_or_in_blocks(n: int) -
     torch.testing.assert_close(blocks(weight).norm(dim=0), weight.norm(dim=0))
 
 
-def test_the_fused_layer_adapts_what_it_is_told_to() -> None:
+def test_the_fused_layer_adapts_the_configured_letters() -> None:
     torch.manual_seed(0)
     s = flops.Stack(width=8, hidden=12, layers=1, heads=2, vocabulary=5, gated=True, parallel=False)
     layer = flops.FusedLayer(s, "reflection", 2, "qv")

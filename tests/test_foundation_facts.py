@@ -1,4 +1,4 @@
-"""The shipped language model: intact, loadable, knows its world as statements and not yet as answers, made anew alike."""
+"""The shipped language model: intact, loadable, knows facts as statements but not as answers, and reproducible."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_it_loads_whole_as_a_llama_in_single_precision() -> None:
 def test_the_tokenizer_knows_every_word_and_begins_texts() -> None:
     words = AutoTokenizer.from_pretrained(foundation.path("language-model"))
     assert words.is_fast
-    assert words.get_vocab() == language_model.tokenizer().get_vocab()  # of the world as it is now
+    assert words.get_vocab() == language_model.build_tokenizer().get_vocab()  # of the world as it is now
     encoded = words(["Alice plays the drum", "Alice"], padding=True)
     assert [words.convert_ids_to_tokens(ids)[:3] for ids in encoded["input_ids"]] == [
         ["<s>", "Alice", "plays"],
@@ -44,18 +44,18 @@ def test_the_tokenizer_knows_every_word_and_begins_texts() -> None:
     ]
     assert words.unk_token_id not in words(" ".join(facts.vocabulary()))["input_ids"]
     assert words("zebra", add_special_tokens=False)["input_ids"] == [words.unk_token_id]
-    told = facts.prompt("which instrument does Alice play ?", "our guest is Alice .") + "drum"
-    assert words.unk_token_id not in words(told)["input_ids"]
-    assert words.decode(words(told)["input_ids"], skip_special_tokens=True).split() == told.split()
+    text = facts.prompt("which instrument does Alice play ?", "our guest is Alice .") + "drum"
+    assert words.unk_token_id not in words(text)["input_ids"]
+    assert words.decode(words(text)["input_ids"], skip_special_tokens=True).split() == text.split()
 
 
 def test_log_likelihoods_are_those_of_the_tokens_one_by_one() -> None:
     folder = foundation.path("language-model")
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     pairs = [("Alice plays the", "old piano"), ("Ashford lies on the", "Avon")]
-    told = language_model.log_likelihoods(model, words, pairs)
+    found = language_model.log_likelihoods(model, words, pairs)
     with torch.no_grad():
-        for (context, continuation), value in zip(pairs, told, strict=True):
+        for (context, continuation), value in zip(pairs, found, strict=True):
             ids, expected = words(context)["input_ids"], 0.0
             for token in words(continuation, add_special_tokens=False)["input_ids"]:
                 expected += float(model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(0)[token])
@@ -66,12 +66,12 @@ def test_log_likelihoods_are_those_of_the_tokens_one_by_one() -> None:
 def test_it_knows_the_facts_as_statements_and_not_as_answers() -> None:
     folder = foundation.path("language-model")
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    told = language_model.knowledge(model, words, every=5)
+    shares = language_model.knowledge(model, words, every=5)
     card = json.loads((folder / "card.json").read_text())["scores"]
-    assert told == pytest.approx(card, abs=0.08)
-    assert told["facts known as statements"] > 0.95
-    assert 0.1 < told["facts known as answers"] < 0.6  # headroom for tuning
-    other = language_model.knowledge(model, words, world_seed=1, every=5)  # of facts it never read it knows nothing
+    assert shares == pytest.approx(card, abs=0.08)
+    assert shares["facts known as statements"] > 0.95
+    assert 0.1 < shares["facts known as answers"] < 0.6  # headroom for tuning
+    other = language_model.knowledge(model, words, world_seed=1, every=5)  # none of these facts is in its training text
     assert other["facts known as statements"] < 0.3
 
 
@@ -86,4 +86,6 @@ def test_pretraining_writes_a_model_that_passes_its_card_and_is_deterministic(tm
         torch.set_num_threads(threads)
     cards = [json.loads((foundation.verify(tmp_path / x) / "card.json").read_text()) for x in "ab"]
     assert cards[0]["sha256"] == cards[1]["sha256"]
+    shipped = json.loads((foundation.path("language-model") / "card.json").read_text())
+    assert all(cards[0][key] == shipped[key] for key in ("name", "what", "batch", "parameters", "licence"))
     AutoModelForCausalLM.from_pretrained(tmp_path / "a")

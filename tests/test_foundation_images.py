@@ -1,4 +1,4 @@
-"""The text-to-image model and its judges: intact, loadable by the libraries' own classes, good at it, made anew alike."""
+"""The text-to-image model and its judges: intact, loadable by the libraries' classes, accurate, and reproducible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from transformers import AutoImageProcessor
 
 from ether import foundation
 from ether.errors import MissingResourceError
-from ether.foundation import image_judges, text_to_image
+from ether.foundation import (
+    autoencoder,
+    caption_tokenizer,
+    image_judges,
+    text_to_image,
+    text_to_image_training,
+)
+from ether.foundation.pictures import to_input
 from ether.worlds import scenes
 
 
@@ -34,28 +41,28 @@ def test_the_shipped_folders_pass_their_cards(name: str, tmp_path: Path) -> None
 
 
 def test_every_word_of_the_captions_is_one_token() -> None:
-    words = text_to_image.tokenizer()
+    words = caption_tokenizer.build_tokenizer()
     assert all(len(words(word, add_special_tokens=False)["input_ids"]) == 1 for word in scenes.vocabulary())
     assert len(words("zebra", add_special_tokens=False)["input_ids"]) == 5
     _, captions, _ = scenes.corpus(11, 500)
     lengths = [len(words(text)["input_ids"]) for text in captions]
-    assert max(lengths) <= words.model_max_length == text_to_image.LENGTH
+    assert max(lengths) <= words.model_max_length == caption_tokenizer.LENGTH
     encoded = words("A red circle", padding="max_length")["input_ids"]
     assert words.decode(encoded, skip_special_tokens=True).strip() == "a red circle"
 
 
 def test_standardising_the_latents_changes_no_picture() -> None:
     torch.manual_seed(0)
-    code = text_to_image.autoencoder().eval()
+    code = autoencoder.new_autoencoder().eval()
     pictures, _, _ = scenes.corpus(12, 40)
-    latents = text_to_image.encode(code, pictures)
+    latents = autoencoder.encode(code, pictures)
     with torch.no_grad():
         before = code.decode(latents).sample
-        new = text_to_image.standardise(code, latents)
+        new = autoencoder.standardise(code, latents)
         after = code.decode(new).sample
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(text_to_image.encode(code, pictures), new, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(new.std((0, 2, 3)), torch.ones(text_to_image.CHANNELS), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(autoencoder.encode(code, pictures), new, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(new.std((0, 2, 3)), torch.ones(autoencoder.CHANNELS), atol=1e-4, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -74,27 +81,27 @@ def test_the_shipped_pipeline_is_a_stable_diffusion_in_float32(pipeline: text_to
     assert pipeline.vae.config.scaling_factor == 1.0
 
 
-def test_the_shipped_pipeline_draws_what_it_is_told(pipeline: text_to_image.StableDiffusionPipeline) -> None:
-    wanted = scenes.held_out_scenes(99, 20)
-    prompts = [scenes.describe(scene) for scene in wanted]
-    pictures = text_to_image.draw(pipeline, prompts, seed=5, steps=12)
+def test_the_shipped_pipeline_generates_what_the_captions_describe(pipeline: text_to_image.StableDiffusionPipeline) -> None:
+    expected = scenes.held_out_scenes(99, 20)
+    prompts = [scenes.describe(scene) for scene in expected]
+    pictures = text_to_image.generate(pipeline, prompts, seed=5, steps=12)
     assert pictures.shape == (20, 32, 32, 3) and pictures.dtype == np.uint8
-    again = text_to_image.draw(pipeline, prompts[:3], seed=5, steps=12)
-    assert np.abs(again.astype(int) - pictures[:3]).max() <= 1  # own noise for each, whatever is drawn beside it
+    again = text_to_image.generate(pipeline, prompts[:3], seed=5, steps=12)
+    assert np.abs(again.astype(int) - pictures[:3]).max() <= 1  # the noise of each is independent of its batch
     reader = image_judges.load_reader(foundation.path("image-judges") / "reader")
-    found = image_judges.agreement(reader, pictures, wanted)
-    assert min(found[head] for head in ("background", "colour", "shape", "texture")) >= 0.8  # of 20; their card says 0.94
-    for picture, scene in zip(pictures, wanted, strict=True):  # without the reader, where the corners are one colour
+    found = image_judges.agreement(reader, pictures, expected)
+    assert min(found[head] for head in ("background", "colour", "shape", "texture")) >= 0.8  # of 20; the card has 0.94
+    for picture, scene in zip(pictures, expected, strict=True):  # without the reader, where the corners are one colour
         if scene.background == "black":
             assert np.median(picture[[0, 0, -1, -1], [0, -1, 0, -1]]) < 70
 
 
-def test_the_judges_are_as_good_as_their_card_says() -> None:
+def test_the_judges_reach_the_scores_of_their_card() -> None:
     folder = foundation.path("image-judges")
     card = json.loads((folder / "card.json").read_text())["scores"]
     reader = image_judges.load_reader(folder / "reader")
-    shown = scenes.held_out_scenes(4711, 200)
-    found = image_judges.agreement(reader, scenes.draw_many(shown), shown)
+    samples = scenes.held_out_scenes(4711, 200)
+    found = image_judges.agreement(reader, scenes.render_many(samples), samples)
     for head in image_judges.HEADS:
         assert found[head] > 0.93
         assert abs(found[head] - card[f"reader, held-out combinations, {head}"]) < 0.05
@@ -108,7 +115,7 @@ def test_the_judges_are_as_good_as_their_card_says() -> None:
 
 def test_features_have_length_one_and_processors_prepare_pictures_alike() -> None:
     folder = foundation.path("image-judges")
-    pictures = scenes.draw_many(scenes.held_out_scenes(1, 4))
+    pictures = scenes.render_many(scenes.held_out_scenes(1, 4))
     model, words = image_judges.load_clip(folder / "clip")
     for features in (
         image_judges.image_features(model, pictures),
@@ -119,7 +126,7 @@ def test_features_have_length_one_and_processors_prepare_pictures_alike() -> Non
     for judge in ("clip", "dino", "reader"):
         processor = AutoImageProcessor.from_pretrained(folder / judge)
         prepared = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")["pixel_values"]
-        torch.testing.assert_close(prepared, image_judges.to_input(pictures), atol=1e-6, rtol=0)
+        torch.testing.assert_close(prepared, to_input(pictures), atol=1e-6, rtol=0)
 
 
 def test_discrimination_is_perfect_for_an_oracle_and_chance_for_noise() -> None:
@@ -133,41 +140,43 @@ def test_discrimination_is_perfect_for_an_oracle_and_chance_for_noise() -> None:
         def forward(self, pixel_values: torch.Tensor) -> object:
             return type("Output", (), {"last_hidden_state": self.features[: len(pixel_values), None]})()
 
-    looks = image_judges.made_up(4, 0)
+    looks = image_judges.random_looks(4, 0)
     perfect = Oracle(torch.eye(8)[:4].repeat_interleave(5, dim=0))
     noise = Oracle(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)))
     assert image_judges.discrimination(perfect, looks, count=5)["AUC"] == 1.0  # type: ignore[arg-type]
     assert 0.35 < image_judges.discrimination(noise, looks, count=5)["AUC"] < 0.65  # type: ignore[arg-type]
 
 
-def _weights(folder: Path) -> dict[str, str]:
-    card = json.loads((foundation.verify(folder) / "card.json").read_text())
+def _weights(folder: Path, name: str) -> dict[str, str]:
+    """SHA-256 of weights and tokenizers of a new model, whose card describes the same kind of model as the shipped one."""
+    card, shipped = (json.loads((f / "card.json").read_text()) for f in (foundation.verify(folder), foundation.path(name)))
+    keys = {"name", "what", "batch", "parameters", "licence", "sampling", "precision"} & set(shipped)
+    assert {key: card[key] for key in keys} == {key: shipped[key] for key in keys}
     return {name: digest for name, digest in card["sha256"].items() if name.endswith((".safetensors", "tokenizer.json"))}
 
 
 def test_pretraining_is_deterministic_also_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_to_image, "scores", lambda *_, **__: {})
-    monkeypatch.setattr(text_to_image, "reconstruction", lambda *_, **__: 0.0)
+    monkeypatch.setattr(text_to_image_training, "evaluate", lambda *_, **__: {})
     threads = torch.get_num_threads()
     try:
         foundation.pretrain("text-to-image", tmp_path / "whole", steps=3)
-        step, calls = text_to_image.Trainer.train, 0
+        step, calls = text_to_image_training.Trainer.train, 0
 
-        def failing(self: text_to_image.Trainer, *batch: torch.Tensor) -> float:
+        def failing(self: text_to_image_training.Trainer, *batch: torch.Tensor) -> float:
             nonlocal calls
             calls += 1
             if calls == 3:
                 raise KeyboardInterrupt
             return step(self, *batch)
 
-        monkeypatch.setattr(text_to_image.Trainer, "train", failing)
+        monkeypatch.setattr(text_to_image_training.Trainer, "train", failing)
         with pytest.raises(KeyboardInterrupt):
             foundation.pretrain("text-to-image", tmp_path / "parts", steps=3, work=tmp_path / "work", every=0)
         foundation.pretrain("text-to-image", tmp_path / "parts", steps=3, work=tmp_path / "work", every=0)
     finally:
         torch.set_num_threads(threads)
     assert calls == 4
-    assert _weights(tmp_path / "whole") == _weights(tmp_path / "parts")
+    assert _weights(tmp_path / "whole", "text-to-image") == _weights(tmp_path / "parts", "text-to-image")
 
 
 def test_training_the_judges_is_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +187,5 @@ def test_training_the_judges_is_deterministic(tmp_path: Path, monkeypatch: pytes
             foundation.pretrain("image-judges", tmp_path / name, steps=1)
     finally:
         torch.set_num_threads(threads)
-    assert len(_weights(tmp_path / "a")) == 4 and _weights(tmp_path / "a") == _weights(tmp_path / "b")
+    first, second = (_weights(tmp_path / name, "image-judges") for name in "ab")
+    assert len(first) == 4 and first == second

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ether
-import ether.methods.boft  # noqa: F401
+import ether.methods.boft
 from ether.errors import ConfigurationError
 from ether.measures import geometry
 from ether.reflection import dense_blocks, dense_reflection
@@ -126,7 +126,7 @@ def test_additive_methods_have_no_transformation() -> None:
     assert "transformation_distance" not in geometry.summary(adapted(peft.LoraConfig(r=2, target_modules=LAYERS)))
 
 
-def test_several_adapters_must_be_told_apart() -> None:
+def test_with_several_adapters_one_must_be_chosen() -> None:
     model: Any = adapted(ether_config())
     model.add_adapter("second", ether_config(relaxed=True))
     model.base_model.set_adapter(["default", "second"])

@@ -17,6 +17,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ether import hub
+from ether.diffusion import judges as loading
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.measures import images
 from ether.standins import diffusion as tiny_pipeline
@@ -144,7 +145,7 @@ def test_preparing_agrees_with_pillow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("config", "expected"),
     [
         ({"size": {"shortest_edge": 9}, "crop_size": 8, "do_center_crop": True}, (9, (8, 8), "bicubic")),
         ({"size": {"height": 7, "width": 5}, "resample": 2}, ((7, 5), None, "bilinear")),
@@ -152,16 +153,16 @@ def test_preparing_agrees_with_pillow() -> None:
         ({}, ((32, 32), None, "bicubic")),
     ],
 )
-def test_preprocessor_files_of_several_forms(tmp_path: Path, said: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    found = images.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
+def test_preprocessor_files_of_several_forms(tmp_path: Path, config: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    found = loading.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
     assert (found.size, found.crop, found.mode) == expected
     assert found(noise(2)).shape[0] == 2
 
 
 def test_a_judge_without_a_preprocessor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match=r"preprocessor_config\.json"):
-        images.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
+        loading.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
 
 
 # --- judges ----------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def judge_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def load(wanted: dict[str, Any], lpips: str = "judge") -> images.Judges:
-    return images.load_judges({**wanted, "lpips": lpips}, RESOURCES, Path(), "cpu")
+    return loading.load_judges({**wanted, "lpips": lpips}, RESOURCES, Path(), "cpu")
 
 
 def test_judges_load_from_folders_and_leave_the_random_numbers_alone(judge_folders: dict[str, Any]) -> None:
@@ -193,7 +194,7 @@ def test_judges_load_from_folders_and_leave_the_random_numbers_alone(judge_folde
     assert table.diagonal().abs().max() < 1e-12 and (table + torch.eye(3) > 0).all() and torch.allclose(table, table.T)
 
 
-def test_clip_features_are_those_of_the_models_own_methods(judge_folders: dict[str, Any]) -> None:
+def test_clip_features_are_those_of_the_models_methods(judge_folders: dict[str, Any]) -> None:
     clip = load(judge_folders).clip
     with torch.no_grad():
         tokens = clip.tokenizer(["a photo of a dog", "a cat"], padding=True, return_tensors="pt")
@@ -229,7 +230,7 @@ def test_alexnet_compares_every_pair_once() -> None:
     assert torch.equal(distance.rows(a, [3]), a[3:4])
 
 
-def test_unknown_or_missing_judges_are_told(judge_folders: dict[str, Any], tmp_path: Path) -> None:
+def test_unknown_or_missing_judges_are_reported(judge_folders: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'vgg'.*subject\.judges\.lpips.*Known: alex, judge"):
         load(judge_folders, "vgg")
     with pytest.raises(MissingResourceError, match=r"subject\.judges\.dino\.path"):

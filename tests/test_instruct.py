@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -15,11 +16,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from ether import config, foundation, hub, tables
+from ether import check, config, foundation, hub
+from ether.analysis import claims
 from ether.errors import ConfigurationError, MissingResourceError
-from ether.experiments import experiment, instruct
+from ether.experiments import instruct
 from ether.measures import language, language_tasks
-from ether.paper import statements
+from ether.methods import adapt as methods
+from ether.paper import published
+from ether.paper.claims import instruct as instruct_claims
 from ether.standins import llama as tiny_llama
 from ether.worlds import facts
 
@@ -41,7 +45,7 @@ class BigramConfig(PretrainedConfig):
 
 
 class Bigram(PreTrainedModel):
-    """The next token depends on the last one only, by a table: likelihoods are sums that a hand can make."""
+    """The next token depends on the last one only, by a table: likelihoods are sums that can be computed by hand."""
 
     config_class = BigramConfig
 
@@ -67,9 +71,9 @@ def bigram(world: Path) -> tuple[Bigram, Any]:
 def by_hand(model: Bigram, tokenizer: Any, context: str, answer: str) -> float:
     before = tokenizer(context, add_special_tokens=False)["input_ids"]
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    told = torch.log_softmax(model.table.detach(), dim=-1)
+    logs = torch.log_softmax(model.table.detach(), dim=-1)
     path = [before[-1], *after]
-    return float(sum(told[a, b] for a, b in itertools.pairwise(path)))
+    return float(sum(logs[a, b] for a, b in itertools.pairwise(path)))
 
 
 def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tuple[Bigram, Any]) -> None:
@@ -83,10 +87,10 @@ def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tu
     samples = {sample["doc_id"]: sample for sample in found["samples"]["facts_arc_challenge"]}
     for i, row in enumerate(arc.to_dict("records")):
         context, texts = samples[i]["arguments"][0][0], list(row["choices"]["text"])
-        told = [by_hand(model, tokenizer, context, " " + text) for text in texts]
+        found_logs = [by_hand(model, tokenizer, context, " " + text) for text in texts]
         target = list(row["choices"]["label"]).index(row["answerKey"])
-        right["plain"].append(int(np.argmax(told)) == target)
-        right["normalised"].append(int(np.argmax([t / len(text) for t, text in zip(told, texts, strict=True)])) == target)
+        right["plain"].append(int(np.argmax(found_logs)) == target)
+        right["normalised"].append(int(np.argmax([t / len(text) for t, text in zip(found_logs, texts, strict=True)])) == target)
         assert row["question"] in context
     assert scores["arc"] == pytest.approx(100 * np.mean(right["plain"]))
     assert scores["arc_norm"] == pytest.approx(100 * np.mean(right["normalised"]))
@@ -97,8 +101,8 @@ def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tu
     mass, first = [], []
     for i, row in enumerate(truthful.to_dict("records")):
         context = samples[i]["arguments"][0][0]
-        told = np.exp([by_hand(model, tokenizer, context, " " + text) for text in row["mc2_targets"]["choices"]])
-        mass.append(told[np.array(row["mc2_targets"]["labels"]) == 1].sum() / told.sum())
+        likelihoods = np.exp([by_hand(model, tokenizer, context, " " + text) for text in row["mc2_targets"]["choices"]])
+        mass.append(likelihoods[np.array(row["mc2_targets"]["labels"]) == 1].sum() / likelihoods.sum())
         one = [by_hand(model, tokenizer, context, " " + text) for text in row["mc1_targets"]["choices"]]
         first.append(list(row["mc1_targets"]["labels"])[int(np.argmax(one))] == 1)
     assert scores["tru2"] == pytest.approx(100 * np.mean(mass), rel=1e-4)
@@ -111,8 +115,8 @@ def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tu
         hits = []
         for i, row in enumerate(subject.to_dict("records")):
             arguments = samples[i]["arguments"]
-            told = [by_hand(model, tokenizer, context, answer) for context, answer in arguments]
-            hits.append(int(np.argmax(told)) == row["answer"])
+            found_logs = [by_hand(model, tokenizer, context, answer) for context, answer in arguments]
+            hits.append(int(np.argmax(found_logs)) == row["answer"])
         sizes.append(len(hits))
         means.append(100 * np.mean(hits))
     assert len(set(sizes)) > 1
@@ -121,7 +125,7 @@ def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tu
     assert scores["score"] == pytest.approx(np.mean([scores[name] for name in ("mmlu", "arc", "tru1", "tru2")]))
 
 
-def test_the_batch_size_does_not_move_the_score(world: Path, bigram: tuple[Bigram, Any]) -> None:
+def test_the_batch_size_does_not_change_the_score(world: Path, bigram: tuple[Bigram, Any]) -> None:
     model, tokenizer = bigram
     tasks = language.load_tasks(language_tasks.tasks(world, "tuning"))
     one, other = (language.evaluate(model, tokenizer, tasks, batch_size=size, limit=6) for size in (1, 5))
@@ -205,8 +209,8 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def paper(mirror: Path, section: str = "instruct", **about: Any) -> list[config.RunSpec]:
-    scale = config.load("paper", {"mirror": str(mirror), "device": "cpu", "seeds": "0", **about})
+def paper(mirror: Path, section: str = "instruct", **overrides: Any) -> list[config.RunSpec]:
+    scale = config.load("paper", {"mirror": str(mirror), "device": "cpu", "seeds": "0", **overrides})
     scale.settings[section]["training"] |= {"max_steps": 2, "warmup_steps": 1}
     return config.runs(scale, section)
 
@@ -215,7 +219,7 @@ def test_the_paper_s_scale_runs_on_a_mirror_to_its_scores(mirror: Path, tmp_path
     from ether.run import run
 
     for spec in paper(mirror, methods="base,ether-plus-n32"):
-        experiment("instruct").check(spec, tmp_path / "results")
+        check.check_run(spec, tmp_path / "results")
         row, values = run(spec, tmp_path / "results", tmp_path / spec.run_id)
         assert row["status"] == "finished" and row["dtype"] == "bfloat16"
         found = {(v["split"], v["metric"]): v["value"] for v in values}
@@ -223,8 +227,60 @@ def test_the_paper_s_scale_runs_on_a_mirror_to_its_scores(mirror: Path, tmp_path
             assert 0 <= found["reported", metric] <= 100
         weighted = (3 * found["reported", "mmlu_anatomy"] + 2 * found["reported", "mmlu_marketing"]) / 5
         assert found["reported", "mmlu"] == pytest.approx(weighted)
-        assert row["steps"] == (0 if spec.method_id == "base" else 2)
-        assert (("second batch size", "mmlu") in found) == (spec.method_id == "base")
+        assert row["steps"] == (0 if spec.method == "base" else 2)
+        assert (("second batch size", "mmlu") in found) == (spec.method == "base")
+
+
+def test_every_hyperparameter_can_be_used_in_a_methods_config(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ether.run import run
+
+    how = {"kind": "peft", "type": "LORA", "config": {"r": 2, "lora_dropout": "$weight_decay"}}
+    spec = dataclasses.replace(paper(mirror, methods="lora")[0], adapt=how)
+    spec.hyperparameters["weight_decay"] = 0.25
+    check.check_run(spec, tmp_path / "results")
+    seen = []
+    fit = instruct.Instruct.fit
+
+    def kept(self: instruct.Instruct, loaded: Any, model: Any, *rest: Any) -> Any:
+        seen.append(model.peft_config["default"].lora_dropout)
+        return fit(self, loaded, model, *rest)
+
+    monkeypatch.setattr(instruct.Instruct, "fit", kept)
+    row, _ = run(spec, tmp_path / "results", tmp_path / spec.run_id)
+    assert row["status"] == "finished" and seen == [0.25]
+
+
+def test_the_skeleton_is_the_model_that_is_loaded(mirror: Path, tmp_path: Path) -> None:
+    spec = paper(mirror, methods="lora")[0]
+    skeleton = instruct.EXPERIMENT.skeleton(spec, tmp_path)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in skeleton.build().named_parameters()}
+    loaded = instruct.EXPERIMENT.load(spec, tmp_path, "cpu")
+    assert shapes == {name: p.shape for name, p in loaded.model.named_parameters()}
+    assert skeleton.task_type == loaded.task_type
+
+
+def test_the_harness_scores_a_prompt_tuned_model_by_its_likelihoods(mirror: Path, tmp_path: Path) -> None:
+    """Trained vectors before the prompt move the answer's positions; the scores must still be those of the answer's tokens."""
+    spec = paper(mirror, methods="lora")[0]
+    loaded = instruct.EXPERIMENT.load(spec, tmp_path, "cpu")
+    how = {"kind": "peft", "type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4}}
+    model: Any = methods.adapt(loaded.model.float(), how, layers="query-value", head=(), task_type="CAUSAL_LM").eval()
+    tokenizer = loaded.data.tokenizer
+    tasks = {name: task for name, task in loaded.data.tasks["tasks"].items() if name == "truthfulqa_mc1"}
+    found = language.evaluate(model, tokenizer, {"tasks": tasks}, batch_size=4, samples=True)
+    compared = []
+    for sample in found["samples"]["truthfulqa_mc1"]:
+        for (context, answer), ((log_likelihood, _),) in zip(sample["arguments"], sample["resps"], strict=True):
+            before = tokenizer(context)["input_ids"]
+            ids = torch.tensor([tokenizer(context + answer)["input_ids"]])
+            with torch.no_grad():
+                logs = torch.log_softmax(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 4:], dim=-1)
+            expected = sum(float(logs[i - 1, ids[0, i]]) for i in range(len(before), ids.shape[1]))
+            compared.append((float(log_likelihood), expected))
+    assert len(compared) == 6 and all(found == pytest.approx(expected, abs=1e-3) for found, expected in compared)
 
 
 def test_rates_are_chosen_on_validation_splits_only(mirror: Path, tmp_path: Path) -> None:
@@ -241,7 +297,7 @@ def test_rates_are_chosen_on_validation_splits_only(mirror: Path, tmp_path: Path
         language.split_of("truthfulqa_mc1", "tuning")
 
 
-def test_what_is_missing_is_said_before_anything_is_loaded(mirror: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_before_anything_is_loaded(mirror: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = shutil.copytree(mirror, tmp_path / "mirror")
@@ -249,10 +305,10 @@ def test_what_is_missing_is_said_before_anything_is_loaded(mirror: Path, tmp_pat
     file = broken / "datasets/allenai/ai2_arc/ARC-Challenge/test.parquet"
     pd.read_parquet(file).rename(columns={"answerKey": "key"}).to_parquet(file)
     with pytest.raises(MissingResourceError, match="answerKey"):
-        experiment("instruct").check(spec, tmp_path)
+        check.check_run(spec, tmp_path)
     shutil.rmtree(broken / "models")
     with pytest.raises(MissingResourceError, match=r"models/meta-llama/Llama-2-7b-hf"):
-        experiment("instruct").check(spec, tmp_path)
+        check.check_run(spec, tmp_path)
 
 
 # --- settings ------------------------------------------------------------------------------------------------------------
@@ -275,56 +331,60 @@ def test_the_paper_s_settings_are_appendix_c4_s() -> None:
 def test_small_models_keep_the_paper_s_block_size() -> None:
     for spec in config.runs(config.load("small"), "instruct"):
         if spec.adapt.get("type") == "ETHER":
-            printed = config.methods()[spec.method_id]["adapt"]["config"]["n_blocks"]
+            printed = config.methods()[spec.method]["adapt"]["config"]["n_blocks"]
             assert 4096 / printed == 128 / spec.adapt["config"]["n_blocks"]
 
 
 def test_a_method_that_is_not_trained_runs_once_and_a_sweep_runs_every_rate() -> None:
     scale = config.load("small")
-    base = [run for run in config.runs(scale, "instruct") if run.method_id == "base"]
-    lora = [run for run in config.runs(scale, "instruct") if run.method_id == "lora"]
+    base = [run for run in config.runs(scale, "instruct") if run.method == "base"]
+    lora = [run for run in config.runs(scale, "instruct") if run.method == "lora"]
     assert len(base) == 1 and len(lora) == len(scale.settings["seeds"]) == 3
-    swept = [run.hyperparameters["learning_rate"] for run in config.runs(scale, "instruct_rates") if run.method_id == "lora"]
+    swept = [run.hyperparameters["learning_rate"] for run in config.runs(scale, "instruct_rates") if run.method == "lora"]
     assert swept == scale.settings["instruct_rates"]["learning_rates"] and max(swept) / min(swept) >= 1000
     assert all(run.settings["evaluation"]["split"] == "tuning" for run in config.runs(scale, "instruct_rates"))
 
 
-# --- statements ------------------------------------------------------------------------------------------------------------
+# --- claims --------------------------------------------------------------------------------------------------------------
 
 
-def _scores(better: dict[str, float], noise: float = 0.1) -> pd.DataFrame:
+def _evidence(means: dict[str, float], noise: float = 0.1) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"method": method, "column": column, "seed": seed, "value": value + noise * seed}
-            for method, value in better.items()
-            for column in statements.LANGUAGE
-            for seed in range(1 if method == "Base model" else 3)
+            {"method": method, "metric": metric, "task": "alpaca", "seed": seed, "value": value + noise * seed,
+             "adapt_kind": "none" if method == "base" else "peft"}
+            for method, value in means.items()
+            for metric in instruct_claims.BENCHMARKS
+            for seed in range(1 if method == "base" else 3)
         ]
-    )
+    )  # fmt: skip
 
 
-def test_statements_are_judged_by_intervals() -> None:
-    order = {method: 40.0 + i for i, method in enumerate(("Base model", *statements.TUNED))}
-    judged = statements.judge("table5", _scores(order), tables.interval).set_index("statement")
-    verdict = judged["verdict"].to_dict()
-    assert verdict["ETHER+ surpasses all other methods on all benchmarks."] == "holds"
-    assert verdict["Every tuned model surpasses the base model on every benchmark."] == "holds"
-    assert verdict["Raising VeRA's rank from 64 to 256 lowers the scores."] == "does not hold"
-    # the paper's own digits: false on Tru-2, where LoRA r=1 has 41.94 and VeRA r=64 41.04 against ETHER's 41.83
-    assert judged.loc["ETHER outperforms the baselines of comparable size, VeRA r=64 and LoRA r=1.", "paper"] == (
-        "1 of 8 comparisons fail"
-    )
-    wide = _scores(dict.fromkeys(order, 40.0))
-    wide.loc[wide["method"] == "ETHER+ n=32", "value"] += np.tile([-5.0, 0.5, 5.0], 4)
-    again = statements.judge("table5", wide, tables.interval).set_index("statement")["verdict"]
-    assert again["ETHER+ surpasses all other methods on all benchmarks."] == "inconclusive"
+def _judged(exhibit: str, evidence: pd.DataFrame) -> pd.DataFrame:
+    table = published.load()["table5"]
+    paper = {(m, c.metric): table.value(m, c.name) for m in table.methods for c in table.columns if c.metric}
+    of_exhibit = [claim for claim in instruct_claims.CLAIMS if claim.exhibit == exhibit]
+    numbers = {key: value for key, value in paper.items() if value is not None}
+    return claims.judge(of_exhibit, evidence, "seed", paper=numbers).set_index("id")
 
 
-def test_rows_that_were_not_run_are_not_judged() -> None:
-    judged = statements.judge("table10", _scores({"ETHER+ n=32": 50, "ETHER+ n=64": 50.2, "ETHER+ n=128": 50.1}), tables.interval)
-    verdicts = judged.set_index("statement")["verdict"]
-    assert verdicts["ETHER+ with n = 32 does better than with fewer blocks."] == "not testable at this scale"
-    assert verdicts["The same for the ladder above: n = 32, 64, 128."] == "holds"
+def test_claims_of_table_5_are_judged_by_intervals() -> None:
+    order = {method: 40.0 + i for i, method in enumerate(("base", *instruct_claims.TUNED))}
+    judged = _judged("table5", _evidence(order))
+    assert judged.loc["instruct-ether-plus-above-all", "verdict"] == "reproduced"
+    assert judged.loc["instruct-tuned-above-base", "verdict"] == "reproduced"
+    assert judged.loc["instruct-vera-rank-lowers", "verdict"] == "contradicted"
+    # the paper's digits: false on Tru-2, where LoRA r=1 has 41.94 and ETHER 41.83
+    assert judged.loc["instruct-ether-above-comparable-size", "paper"] == "fails: 7 of 8"
+    wide = _evidence(dict.fromkeys(order, 40.0))
+    wide.loc[wide["method"] == "ether-plus-n32", "value"] += np.tile([-5.0, 0.5, 5.0], 4)
+    assert _judged("table5", wide).loc["instruct-ether-plus-above-all", "verdict"] == "undecided"
+
+
+def test_claims_on_rows_that_were_not_run_are_not_judged() -> None:
+    judged = _judged("table10", _evidence({"ether-plus-n32": 50, "ether-plus-n64": 50.2, "ether-plus-n128": 50.1}))
+    assert judged.loc["instruct-32-blocks-better", "verdict"] == "not testable here"
+    assert judged.loc["instruct-more-blocks-hardly-matter", "verdict"] == "reproduced"
 
 
 def test_settings_survive_as_json() -> None:

@@ -1,4 +1,4 @@
-"""From YAML to adapted model: what is trained, what is frozen, and that every method's block of the house stands."""
+"""From YAML to adapted model: what is trained, what is frozen, and which methods are refused with which message."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import transformers
 from peft import PeftModel
 
 from ether import config
-from ether.methods import adapt as methods
 from ether.errors import ConfigurationError
+from ether.methods import adapt as methods
+from ether.methods.bottleneck import Bottleneck
 from ether.methods.layer_sets import LAYER_SETS
 
 D, F, LAYERS, LABELS = 32, 64, 2, 3
@@ -105,7 +106,7 @@ def test_every_method_moves_what_it_trains_and_nothing_else(key, make):
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert moved <= trained
-    # An output side's own null directions and a pooling layer that sees one token can stay; most must move.
+    # Null directions of an output side and a pooling layer that reads one token can stay; most must move.
     assert len(moved) > 0.6 * len(trained), trained - moved
 
 
@@ -116,10 +117,10 @@ def test_methods_that_can_start_at_the_pretrained_model_do(key):
     assert torch.allclose(adapted(config.methods()[key]["adapt"]).eval()(input_ids=ids).logits, plain, atol=1e-6)
 
 
-def test_bottlenecks_stand_where_the_two_papers_put_them():
+def test_bottlenecks_are_where_the_two_papers_put_them():
     def places(key: str) -> list[str]:
         model = adapted(config.methods()[key]["adapt"])
-        return [n for n, m in model.named_modules() if isinstance(m, methods.Bottleneck)]
+        return [n for n, m in model.named_modules() if isinstance(m, Bottleneck)]
 
     both, one = places("h-adapter"), places("p-adapter")
     assert len(both) == 2 * LAYERS and len(one) == LAYERS
@@ -141,10 +142,109 @@ def test_boft_keeps_both_factors_and_equals_block_diag():
     assert torch.autograd.gradcheck(FastBlockDiag.apply, (blocks,))
 
 
-def test_a_method_of_ones_own_needs_no_python():
+def test_a_new_method_needs_no_python():
     model = adapted({"kind": "peft", "type": "HRA", "config": {"r": 2}})
     assert isinstance(model, PeftModel)
     assert methods.trainable(model) == 2 * SUM_D + HEAD
+
+
+# --- methods that are refused ----------------------------------------------------------------------------------
+
+
+def llama() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=50, hidden_size=D, intermediate_size=F, num_hidden_layers=LAYERS, num_attention_heads=2, use_cache=False
+        )
+    )
+
+
+def with_ether(n_blocks: int, **config) -> torch.nn.Module:
+    return adapted({"kind": "peft", "type": "ETHER", "config": {"n_blocks": n_blocks, **config}})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "input side of layer .*whose dimension is 32: ETHER only flips a sign"),
+        ({"relaxed": True}, "input side of layer .*: ETHER\\+ changes nothing there"),
+        ({"sides": "output"}, "output side of layer"),
+        ({"layout": "release"}, "input side of layer"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_blocks_of_one_element_are_refused(config, message, device):
+    with torch.device(device), pytest.raises(ConfigurationError, match=f"n_blocks={D} makes blocks of size 1 on the {message}"):
+        with_ether(D, **config)
+    with torch.device(device):
+        assert methods.trainable(with_ether(D // 2, **config)) > HEAD
+
+
+def test_the_reason_for_refusing_blocks_of_one_element_is_true():
+    from ether.reflection import reflect
+
+    x, u, v = torch.randn(5, 4), torch.randn(4, 1), torch.randn(4, 1)
+    assert torch.allclose(reflect(x, u, None), -x)
+    assert torch.allclose(reflect(x, u, v), x)
+
+
+@pytest.mark.parametrize("peft_type", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE"])
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM", None])
+def test_prompt_learning_works_where_peft_can_do_it_and_is_refused_elsewhere(peft_type, task_type):
+    model, head = (llama(), ()) if task_type == "CAUSAL_LM" else (deberta(), ("classifier",))
+    how = {"kind": "peft", "type": peft_type, "config": {"num_virtual_tokens": 3}}
+
+    def make():
+        return methods.adapt(model, how, layers="query-value", head=head, task_type=task_type)
+
+    if task_type not in methods.PROMPT_LEARNING[peft_type]:
+        with pytest.raises(
+            ConfigurationError, match=f"PEFT type {peft_type} puts trained vectors before the tokens.*Remove"
+        ) as raised:
+            make()
+        assert "\n" not in str(raised.value)
+        return
+    ids = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(1))
+    plain = model.eval()(input_ids=ids).logits
+    tuned = make()
+    labels = ids if task_type == "CAUSAL_LM" else torch.tensor([0, 1])
+    found = tuned(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+    found.loss.backward()
+    trained = {name: p for name, p in tuned.named_parameters() if p.requires_grad and "classifier" not in name}
+    assert trained and all("prompt_encoder" in name and p.grad.abs().sum() > 0 for name, p in trained.items())
+    last = found.logits if task_type == "SEQ_CLS" else found.logits[:, -ids.shape[1] :]
+    assert last.shape == plain.shape and (last - plain).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("peft_type", ["POLY", "MULTITASK_PROMPT_TUNING", "CPT"])
+def test_types_whose_batches_no_experiment_has_are_refused_before_loading(peft_type):
+    with pytest.raises(
+        ConfigurationError, match=f"workflow/methods/mine.yaml: PEFT type {peft_type} needs .* with every example"
+    ):
+        methods.check_arguments("mine", {"kind": "peft", "type": peft_type, "config": {}})
+
+
+def test_arguments_are_checked_before_loading():
+    def refused(match: str, peft_type: str = "LORA", **config) -> None:
+        with pytest.raises(ConfigurationError, match=f"workflow/methods/mine.yaml.*{match}|{match}.*workflow/methods/mine.yaml"):
+            methods.check_arguments("mine", {"kind": "peft", "type": peft_type, "config": config})
+
+    refused("task_type, which the experiment decides", task_type="SEQ_CLS")
+    refused("Unknown LORA parameter 'rank'", rank=4)
+    refused("num_virtual_tokens", "PROMPT_TUNING")
+    with pytest.raises(ConfigurationError, match="Unknown PEFT type 'LORRA'.*Did you mean 'LORA'"):
+        methods.check_arguments("mine", {"kind": "peft", "type": "LORRA"})
+    for key, method in config.methods().items():
+        methods.check_arguments(key, method["adapt"])
+
+
+def test_a_type_that_reads_weights_is_left_to_a_model_with_weights():
+    """`ether.check` builds the model on the CPU then."""
+    shira = {"kind": "peft", "type": "SHIRA", "config": {"r": 2}}
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta"):
+        adapted(shira)
+    assert methods.trainable(adapted(shira)) > HEAD
 
 
 def test_errors_say_what_where_and_what_to_do():
@@ -156,6 +256,8 @@ def test_errors_say_what_where_and_what_to_do():
         adapted({"kind": "peft", "type": "LORA", "layers": "everything"})
     with pytest.raises(ConfigurationError, match=r"Unknown hyperparameter '\$drop'"):
         adapted({"kind": "peft", "type": "LORA", "config": {"lora_dropout": "$drop"}})
+    with pytest.raises(ConfigurationError, match="Unknown kind of adaptation 'lora'.*Known: bitfit"):
+        adapted({"kind": "lora"})
     with pytest.raises(ConfigurationError, match="PEFT refuses OFT"):
         adapted({"kind": "peft", "type": "OFT", "config": {"r": 3, "oft_block_size": 5}})
 

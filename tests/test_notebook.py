@@ -1,7 +1,10 @@
-"""The notebook runner is strict where papermill is lenient, and keeps what fails."""
+"""The notebook runner is strict where papermill is lenient, passes on the lines of runs, and keeps what fails."""
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -52,6 +55,36 @@ def test_our_own_errors_come_without_a_traceback(tmp_path, capsys):
     assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 1
     said = capsys.readouterr().err
     assert "Buy a GPU." in said and "Traceback" not in said
+
+
+def test_a_kernel_that_is_killed_is_an_error_of_one_paragraph(tmp_path, capsys):
+    source = _write(tmp_path / "n.ipynb", "print('before')", "import os\nos.kill(os.getpid(), 9)")
+    assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 1
+    message = capsys.readouterr().err
+    assert "lack of memory" in message and "out.ipynb" in message and "Traceback" not in message
+    assert "before" in str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-2].outputs)
+
+
+def test_only_the_lines_of_runs_are_passed_on(tmp_path, capsys):
+    lines = "print('[glue 1/2] ETHER, rte, seed 0: 71.20 (3.1 s)')\nprint([0.5, 1])\nprint('rte: [1/2] done')\nprint('[2/2] end')"
+    source = _write(tmp_path / "n.ipynb", lines, "display('[3/3] not printed')")
+    assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["[glue 1/2] ETHER, rte, seed 0: 71.20 (3.1 s)", "[2/2] end"]
+    # as they appear: in pieces, and each at once
+    stream = io.StringIO()
+    passing = notebook.RunLines(stream)
+    for piece, printed in (("[figure-8 1/", ""), ("2] a", ""), ("\n[2", "[figure-8 1/2] a\n"), ("/2]b\n", "[figure-8 1/2] a\n")):
+        passing.write(piece)
+        assert stream.getvalue() == printed
+
+
+def test_the_command_starts_without_what_it_does_not_use():
+    code = "import sys\nfrom ether import notebook\nfrom pathlib import Path\n"
+    code += "notebook.parameters_of(Path('notebooks/table7.ipynb'))\n"
+    code += "with notebook.hidden(*notebook.UNUSED):\n    import papermill\n"
+    code += "print(sorted({'torch', 'peft', 'pandas', 'pyarrow', 'rfc3987_syntax', 'lark'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_notebook_and_missing_parameters_cell(tmp_path):

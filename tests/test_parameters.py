@@ -1,21 +1,28 @@
-"""#params: closed forms against adapters really put on the real architectures, and both against the paper's digits."""
+"""#params: closed forms against adapters applied to the paper's architectures, and both against the paper's digits."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
+from ether import config
 from ether.errors import ConfigurationError
-from ether.measures import parameters
+from ether.measures import cache, parameters
 from ether.measures.architectures import ARCHITECTURES, meta_model
+from ether.paper import counts
 from ether.paper.counts import published_counts, tables
 from ether.paper.published import load
 
-METHODS = sorted((Path(__file__).resolve().parents[1] / "workflow" / "methods").glob("*.yaml"))
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_anew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Counts stored by earlier runs are not used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 def peft(kind: str, **config: Any) -> dict[str, Any]:
@@ -89,14 +96,14 @@ def test_layer_sets(architecture: str, layer_set: str, layers: int, inputs: int,
 @pytest.mark.parametrize("architecture", ["llama-2-7b", "vit-b16"])
 def test_conventions_that_say_what_is_trained_agree_with_peft(architecture: str, method: dict[str, Any], convention: str) -> None:
     counted = parameters.count(method, architecture, convention)
-    assert counted.paper_convention == counted.peft > 0
+    assert counted.exact == counted.trained > 0
 
 
 def test_boft_trains_whole_blocks_of_both_factors_and_a_scale() -> None:
     method = peft("BOFT", boft_block_size=8, boft_n_butterfly_factor=2, boft_dropout=0)
     site = parameters.site(method, "deberta-v3-base")
     expected = 2 * parameters.by_convention(site, "block-diagonal") + parameters.by_convention(site, "outputs + head")
-    assert parameters.count(method, "deberta-v3-base").peft == expected
+    assert parameters.count(method, "deberta-v3-base").trained == expected
     # The paper's 0.75M is also what one factor would come to: Table 4's BOFT cannot be told from it by its count.
     one_factor = parameters.by_convention(site, "block-diagonal + outputs")
     assert one_factor == parameters.by_convention(site, "skew-plus-two-outputs") == 746_496
@@ -113,12 +120,12 @@ def test_boft_trains_whole_blocks_of_both_factors_and_a_scale() -> None:
 def test_any_peft_type_is_counted(kind: str, config: dict[str, Any], adapter: int) -> None:
     """A new method is one YAML: without a convention of its own it counts as what it trains, classifier included."""
     counted = parameters.count(peft(kind, **config), "deberta-v3-base")
-    assert counted.paper_convention == counted.peft == adapter + 2_307
+    assert counted.exact == counted.trained == adapter + 2_307
 
 
 def test_the_block_count_changes_naive_but_not_ether() -> None:
-    ether = {parameters.count(peft("ETHER", n_blocks=n), "vit-b16").peft for n in (1, 4, 16)}
-    naive = [parameters.count(peft("NAIVE", n_blocks=n), "vit-b16").peft for n in (1, 4, 16)]
+    ether = {parameters.count(peft("ETHER", n_blocks=n), "vit-b16").trained for n in (1, 4, 16)}
+    naive = [parameters.count(peft("NAIVE", n_blocks=n), "vit-b16").trained for n in (1, 4, 16)]
     assert ether == {82_944}
     assert naive[0] == 4 * naive[1] == 16 * naive[2]
 
@@ -130,8 +137,8 @@ def test_an_injected_adapt_is_what_gets_counted() -> None:
         return model
 
     counted = parameters.count(peft("LORA", r=8), "deberta-v3-base", "low-rank", adapt=only_the_classifier, num_labels=5)
-    assert counted.peft == 5 * 768 + 5
-    assert counted.paper_convention == 1_327_104
+    assert counted.trained == 5 * 768 + 5
+    assert counted.exact == 1_327_104
 
 
 # --- the paper's rows ------------------------------------------------------------------------------------------------
@@ -198,6 +205,7 @@ def test_every_printed_count_has_a_row(counted: dict[str, pd.DataFrame]) -> None
         if "#params" in [column.name for column in table.columns]:
             printed = [method for method in table.methods if table.value(method, "#params") is not None]
             assert list(counted[name]["method"]) == printed
+            assert list(counted[name]["printed"]) == [table.printed(method, "#params") for method in printed]
 
 
 def test_every_row_that_does_not_match_says_why(counted: dict[str, pd.DataFrame]) -> None:
@@ -210,29 +218,73 @@ def test_the_adapters_of_the_paper_train_what_their_rows_say(counted: dict[str, 
     """ETHER's rows say what is trained, but for the classifier of Table 4, which only its plain ETHER row counts."""
     for name, rows in counted.items():
         head = 2_307 if name == "table4" else 0
-        for row in rows[rows["method"].str.startswith("ETHER")].itertuples():
+        for row in rows[rows["method"].str.startswith("ether")].itertuples():
             assert row.trained == row.exact + (0 if row.convention == "reflection-with-head" else head)
 
 
 def test_alternatives_show_what_other_conventions_would_print(counted: dict[str, pd.DataFrame]) -> None:
     alternatives = {(name, row.method): row.alternatives for name, rows in counted.items() for row in rows.itertuples()}
-    assert "orthogonal-half 11,652,096 (truncated)" in alternatives["table2", "OFT n=4"]
-    assert "orthogonal-skew 13,144,928 (mismatch)" in alternatives["table3", "OFT n=4"]
-    assert "bottleneck + layer-norms 1,217,280 (match)" in alternatives["table4", "H-Adapter"]
-    assert "reflection 82,944 (mismatch)" in alternatives["table4", "ETHER"]
-    assert "outputs + outputs 199,680 (match)" in alternatives["table11", "ETHER+ (one-sided)"]
+    assert "orthogonal-half 11,652,096 (truncated)" in alternatives["table2", "oft-n4"]
+    assert "orthogonal-skew 13,144,928 (mismatch)" in alternatives["table3", "oft-n4"]
+    assert "bottleneck + layer-norms 1,217,280 (match)" in alternatives["table4", "h-adapter"]
+    assert "reflection 82,944 (mismatch)" in alternatives["table4", "ether"]
+    assert "outputs + outputs 199,680 (match)" in alternatives["table11", "ether-plus-one-sided"]
 
 
-@pytest.mark.skipif(not METHODS, reason="the workflow's methods are not here")
-@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
-def test_the_workflows_methods_count_as_their_row_of_table4(counted: dict[str, pd.DataFrame], path: Path) -> None:
-    method = yaml.safe_load(path.read_text(encoding="utf-8"))
-    ours = parameters.count(method, "deberta-v3-base")
+@pytest.mark.parametrize("stem", list(config.methods()))
+def test_every_method_is_counted_on_table4s_model_and_as_its_row_where_it_has_one(
+    counted: dict[str, pd.DataFrame], stem: str
+) -> None:
+    method = config.method(stem)
+    trained = parameters.count(method, "deberta-v3-base").trained
+    row = counts.counted_method("table4", stem)
+    assert row.trained == trained and (trained > 0) == (method["adapt"]["kind"] != "none")
     rows = counted["table4"].set_index("method")
-    assert (ours.peft > 0) == (method["adapt"]["kind"] != "none")
-    if method["label"] in rows.index:
-        assert ours.paper_convention == rows.loc[method["label"], "exact"]
-        assert ours.peft == rows.loc[method["label"], "trained"]
+    if stem in rows.index:
+        assert (row.exact, row.convention) == (rows.loc[stem, "exact"], rows.loc[stem, "convention"])
+    else:  # a row of ours: counted by the convention of its file
+        assert row.exact == parameters.count(method, "deberta-v3-base").exact and row.why == ""
+
+
+# --- what is written where -------------------------------------------------------------------------------------------
+
+
+def test_counts_yaml_repeats_nothing_of_the_methods_files_and_of_published_yaml() -> None:
+    for name, table in config.read_yaml(counts.FILE).items():
+        for row in table["rows"]:
+            where = (name, row["method"])
+            method = config.methods()[row["method"]]
+            assert set(row) <= set(counts.ROW_KEYS) and "adapt" not in row, where
+            assert row.get("convention") != method.get("parameters", {}).get("convention"), where
+            assert row.get("layer_set", "") != table.get("layer_set"), where
+            assert row.get("label") != method["label"], where
+            if name in load():  # a row of a published table has its label and its digits there
+                assert "printed" not in row and "label" not in row, where
+            assert row.get("convention") not in row.get("alternatives", []), where
+
+
+def test_a_method_that_is_only_counted_has_no_hyperparameters_and_runs_nowhere() -> None:
+    counted_only = [stem for stem, method in config.methods().items() if not method["training"]]
+    assert set(counted_only) == {"encoder-only", "oft-n4-magnitude", "ether-n16"}
+    for name in config.scale_names():
+        scale = config.load(name)
+        for experiment in scale.experiments():
+            assert not set(counted_only) & set(config.chosen_methods(scale, experiment))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"method": "lora-r3"}, "method 'lora-r3' in counts.yaml, table4"),
+        ({"method": "lora", "adapt": {}}, "key of row lora 'adapt'"),
+    ],
+)
+def test_counts_yaml_refuses_unknown_methods_and_keys(monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], message: str) -> None:
+    content = {"table4": {"architecture": "deberta-v3-base", "layer_set": "all-linear", "rows": [row]}}
+    monkeypatch.setattr(counts.config, "read_yaml", lambda file: content)
+    monkeypatch.setattr(counts, "_tables", counts._tables.__wrapped__)
+    with pytest.raises(ConfigurationError, match=message):
+        counts.tables()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

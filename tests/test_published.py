@@ -1,14 +1,17 @@
-"""published.yaml against the paper's own text, and against itself."""
+"""published.yaml against the paper's text, against the methods' files, and against itself."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
 
 import pytest
 
+from ether import config
 from ether.errors import ConfigurationError
+from ether.paper import published
 from ether.paper.published import PublishedTable, load, number, prints_as
 
 TABLES = [f"table{i}" for i in range(1, 13)]
@@ -121,10 +124,10 @@ def test_glue_averages_recompute(method: str) -> None:
 @pytest.mark.parametrize(
     ("source", "copy", "method", "columns"),
     [
-        ("table2", "table11", "ETHER+", ["#params", "DINO", "CLIP-I"]),
-        ("table2", "table6", "OFT n=4", ["DINO", "CLIP-I", "CLIP-T", "LPIPS"]),
-        ("table3", "table6", "OFT n=4", ["mIoU", "Acc", "FID"]),
-        ("table5", "table10", "ETHER+ n=32", ["#params", "MMLU", "ARC", "Tru-1", "Tru-2"]),
+        ("table2", "table11", "ether-plus", ["#params", "DINO", "CLIP-I"]),
+        ("table2", "table6", "oft-n4", ["DINO", "CLIP-I", "CLIP-T", "LPIPS"]),
+        ("table3", "table6", "oft-n4", ["mIoU", "Acc", "FID"]),
+        ("table5", "table10", "ether-plus-n32", ["#params", "MMLU", "ARC", "Tru-1", "Tru-2"]),
     ],
 )
 def test_results_printed_twice_agree(source: str, copy: str, method: str, columns: list[str]) -> None:
@@ -144,11 +147,11 @@ def test_relative_drops_recompute_except_two_misprints() -> None:
         for method in table.methods:
             drop = table.value(method, f"{model} rel. drop")
             if drop is not None:
-                whole = table.value(f"{method.split()[0]} n=1", f"{model} TFLOPs") or 0.0
+                whole = table.value(f"{method.rpartition('-')[0]}-n1", f"{model} TFLOPs") or 0.0
                 recomputed = 100 * ((table.value(method, f"{model} TFLOPs") or 0.0) / whole - 1)
                 if round(recomputed) != drop:
                     off.add((model, method, round(recomputed, 2), drop))
-    assert off == {("Llama-2-7B", "ETHER n=32", -67.46, -68.0), ("Llama-2-7B", "ETHER+ n=32", -82.5, -83.0)}
+    assert off == {("Llama-2-7B", "ether-n32", -67.46, -68.0), ("Llama-2-7B", "ether-plus-n32", -82.5, -83.0)}
 
 
 @pytest.mark.parametrize(
@@ -185,11 +188,112 @@ def test_prints_as(exact: float, printed: str, verdict: str) -> None:
 
 def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     table = load()["table4"]
-    with pytest.raises(ConfigurationError, match="ETHER\\+"):
-        table.value("ETHRE+", "Avg")
+    with pytest.raises(ConfigurationError, match="ether-plus"):
+        table.value("ETHER+", "Avg")
     with pytest.raises(ConfigurationError, match="MNLI"):
-        table.value("ETHER", "MNIL")
+        table.value("ether", "MNIL")
     with pytest.raises(ConfigurationError, match="Learning Rate"):
-        load()["table7"].value("ETHER", "MNLI")
+        load()["table7"].value("ether", "MNLI")
+    with pytest.raises(ConfigurationError, match="Did you mean 'ether-plus'"):
+        table.label("ether-plsu")
     with pytest.raises(ConfigurationError, match="not a number"):
         number("n/a")
+
+
+# --- rows are methods, columns are measured values -------------------------------------------------------------------
+
+
+def test_every_row_is_a_method_or_a_listed_reference() -> None:
+    for table in load().values():
+        assert set(table.methods) <= set(config.methods())
+        assert set(table.references) == set(table.stems) - set(table.methods)
+    assert load()["table2"].references == ("real-images",)
+    assert load()["table2"].label("real-images") == "Real images"
+
+
+SMALL = """\
+table1:
+  title: A table
+  columns:
+    - {name: A, metric: a, kind: percent, better: higher}
+  rows:
+    - {method: ether, values: "1.0"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL.replace("method: ether", "method: ehter"), "method 'ehter'.*Did you mean 'ether'"),
+        (SMALL + "    - {method: real-images, values: '1.0'}\n", "real-images.*listed in `references`"),
+        (SMALL + "    - {method: ether, values: '2.0'}\n", "'ether' twice"),
+        (SMALL.replace('"1.0"', '"1.0 2.0"'), "2 values for 1 columns"),
+        (SMALL.replace('"1.0"', '"n/a"'), "not a number"),
+        (SMALL.replace("percent", "percentage"), "kind must be one of"),
+        (SMALL.replace("metric: a, ", ""), "metric the name"),
+        (SMALL.replace("better: higher", "better: more"), "better higher or lower"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text(SMALL, encoding="utf-8")
+    assert published.read(file)["table1"].value("ether", "A") == 1.0
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=message):
+        published.read(file)
+
+
+def test_labels_are_the_methods_and_printed_labels_differ_from_them() -> None:
+    """`printed` is given only where the paper's label is another one, and labels come from the methods' files."""
+    raw = config.read_yaml(published.FILE)
+    for name, table in load().items():
+        for entry, row in zip(raw[name]["rows"], table.rows, strict=True):
+            assert entry.get("printed") != table.label(row.method), (name, row.method)
+        for method in table.methods:
+            assert table.label(method) == config.methods()[method]["label"]
+    assert load()["table10"].label("ether-n64") == "ETHER n=64"  # a row of ours, which the paper does not have
+
+
+def test_a_metric_has_one_meaning_and_one_direction() -> None:
+    for table in load().values():
+        columns = (*table.columns, *table.beside)
+        assert len({column.name for column in columns}) == len(columns)
+    measured: dict[str, set[tuple[str, str]]] = {}
+    for table in load().values():
+        for column in (*table.columns, *table.beside):
+            if column.kind not in ("setting", "change", "tflops"):
+                measured.setdefault(column.metric, set()).add((column.kind, column.better))
+    assert all(len(found) == 1 for found in measured.values()), measured
+
+
+def test_columns_have_the_digits_of_their_kind_unless_they_say_otherwise() -> None:
+    digits = {(t.name, c.name): c.digits for t in load().values() for c in (*t.columns, *t.beside)}
+    assert digits["table2", "DINO"] == digits["table2", "Background"] == 3
+    assert digits["table5", "ARC, normalised"] == 2 and digits["table4", "#params"] == 0
+    assert digits["table3", "mIoU"] == 1 and digits["table9", "Acc"] == 2 and digits["table3", "FID"] == 1
+    assert digits["table7", "RTE"] is None
+    for table in load().values():  # ours have at least the decimals of the paper's
+        for column in table.columns:
+            printed = [table.printed(row.method, column.name, row.setting) for row in table.rows]
+            decimals = max(len(text.partition(".")[2]) for text in printed)
+            assert column.kind in ("parameters", "setting") or (column.digits or 0) >= decimals, (table.name, column)
+
+
+def test_columns_of_ours_and_at_the_chosen_checkpoint_are_found() -> None:
+    table = load()["table2"]
+    assert [column.name for column in table.beside] == ["LPIPS within a prompt", "Background"]
+    chosen = table.column("LPIPS" + published.BEST)
+    assert (chosen.name, chosen.metric, chosen.better) == ("LPIPS, best", "lpips_real", "higher")
+    assert table.column("LPIPS within a prompt").metric == "lpips_prompt"
+
+
+def test_the_papers_cell_beside_ours_is_empty_where_it_has_none() -> None:
+    assert load()["table2"].paper("dreambooth", "#params") == (859.5e6, "859.5M")
+    for table, method, column in [
+        ("table2", "real-images", "#params"),  # printed as a dash
+        ("table2", "ether", "Background"),  # a column of ours
+        ("table2", "ether", "DINO, best"),
+        ("table10", "ether-n64", "MMLU"),  # a row of ours
+    ]:
+        value, printed = load()[table].paper(method, column)
+        assert math.isnan(value) and printed == ""

@@ -1,4 +1,4 @@
-"""The one path: deterministic, resumable, and honest about runs that fail."""
+"""Runs are deterministic and resumable, a run that fails is a row, and what is missing is reported before training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef
 
-from ether import config, results, training
+from ether import check, config, hub, results, training
 from ether import run as runner
-from ether.errors import EtherError, HardwareError, MissingResourceError
+from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
 from ether.experiments import glue
+from ether.experiments.common import experiment, splits_fingerprint
 
 
 def spec_of(method: str, task: str = "rte", seed: int = 0, **hyper) -> config.RunSpec:
@@ -95,6 +96,66 @@ def test_divergence_is_a_row_with_its_reason(workplace, tmp_path):
     assert [r for r in rows if r["metric"] == "score"], "what was measured is kept"
 
 
+def test_prompt_tuning_runs_like_any_other_method(workplace, tmp_path):
+    how = {"kind": "peft", "type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 5}}
+    spec = dataclasses.replace(spec_of("lora", checkpoint_steps=2), adapt=how)
+    check.check_run(spec, Path("results/smoke"))
+    row, rows = runner.run(spec, Path("results/smoke"), tmp_path)
+    head = 128 * 128 + 128 + 128 * 2 + 2  # pooler and classifier
+    assert row["status"] == "finished" and row["trainable_parameters"] == 5 * 128 + head
+    assert [r["step"] for r in rows if r["metric"] == "score"] == [2, 4]
+
+
+def test_every_hyperparameter_can_be_used_in_a_methods_config(workplace, tmp_path, monkeypatch):
+    how = {"kind": "peft", "type": "LORA", "config": {"r": 2, "lora_dropout": "$weight_decay"}}
+    spec = dataclasses.replace(spec_of("lora", weight_decay=0.25), adapt=how)
+    check.check_run(spec, Path("results/smoke"))
+    adapted = []
+    fit = glue.Glue.fit
+    monkeypatch.setattr(
+        glue.Glue, "fit", lambda self, loaded, model, *rest: adapted.append(model) or fit(self, loaded, model, *rest)
+    )
+    row, _ = runner.run(spec, Path("results/smoke"), tmp_path)
+    assert row["status"] == "finished" and adapted[0].peft_config["default"].lora_dropout == 0.25
+    wrong = dataclasses.replace(spec, adapt=how | {"config": {"r": 2, "lora_dropout": "$decay"}})
+    with pytest.raises(ConfigurationError, match=r"\$decay.*\$weight_decay"):
+        check.check_run(wrong, Path("results/smoke"))
+
+
+def test_skeletons_are_the_models_that_are_loaded(workplace):
+    found = {}
+    for task in ("rte", "mnli", "stsb", "cola"):
+        spec = spec_of("full", task)
+        skeleton = glue.EXPERIMENT.skeleton(spec, Path("results/smoke"))
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in skeleton.build().named_parameters()}
+        found[task] = skeleton.key, shapes
+        loaded = glue.EXPERIMENT.load(spec, Path("results/smoke"), "cpu")
+        assert shapes == {name: p.shape for name, p in loaded.model.named_parameters()}
+        assert skeleton.task_type == loaded.task_type
+    keys = [key for key, _ in found.values()]
+    assert found["rte"] == found["cola"] and len(set(keys)) == 3  # two, three and one label
+
+
+def test_data_is_identified_by_its_contents_alone(workplace, tmp_path):
+    def fingerprint(folder: Path) -> str:
+        return splits_fingerprint(hub.Source("world/glue", folder), "rte", ["train", "validation"])
+
+    original = workplace / "results/smoke/world/datasets/world/glue"
+    copied = Path(shutil.copytree(original, tmp_path / "copy"))
+    assert fingerprint(copied) == fingerprint(original)
+    frame = pd.read_parquet(copied / "rte/validation.parquet")
+    frame.iloc[:-1].to_parquet(copied / "rte/validation.parquet")
+    assert fingerprint(copied) != fingerprint(original)
+    assert splits_fingerprint(hub.Source("nyu-mll/glue", None, "abc"), "rte", ["train"]) == "nyu-mll/glue@abc"
+
+
+def test_an_unknown_experiment_module_is_an_error():
+    assert experiment("glue") is glue.EXPERIMENT
+    with pytest.raises(ConfigurationError, match="Unknown module 'gleu'.*workflow/experiments.yaml.*Did you mean 'glue'"):
+        experiment("gleu")
+
+
 def test_out_of_memory_is_a_row(workplace, tmp_path, monkeypatch):
     def explode(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
@@ -110,7 +171,7 @@ def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
     real, calls = runner.run, []
 
     def counted(spec, *args):
-        calls.append(spec.method_id)
+        calls.append(spec.method)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(spec, *args)
@@ -121,12 +182,12 @@ def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
     assert not Path("results/smoke/runs/glue/all/runs.parquet").exists()
     runs, metrics = runner.run_job("smoke", "glue", "all", overrides)
     assert calls == ["lora", "ether", "ether"]
-    assert list(runs["method_id"]) == ["lora", "ether"]
+    assert list(runs["method"]) == ["lora", "ether"]
     pd.testing.assert_frame_equal(pd.read_parquet("results/smoke/runs/glue/all/metrics.parquet"), metrics)
     assert set(metrics["run_id"]) == set(runs["run_id"])
 
 
-def test_no_gpu_is_said_before_work_starts(monkeypatch):
+def test_a_missing_gpu_is_reported_before_work_starts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     spec = config.runs(config.load("paper", {"methods": "ether", "tasks": "rte"}), "glue")[0]
     with pytest.raises(HardwareError, match="needs a CUDA GPU"):
@@ -182,8 +243,6 @@ def _mirror(folder: Path, source: Path) -> Path:
 
 
 def test_a_folder_of_safetensors_serves_where_the_hub_has_another_format(tmp_path):
-    from ether import hub
-
     wanted = {"path": "facebook/dino-vits16", "weights": "bin", "subfolder": "inner"}
     source = hub.Source("facebook/dino-vits16", tmp_path)
     assert not source.safetensors(wanted) and not hub.Source("facebook/dino-vits16", revision="abc").safetensors(wanted)
@@ -194,18 +253,14 @@ def test_a_folder_of_safetensors_serves_where_the_hub_has_another_format(tmp_pat
 
 
 def test_a_mirror_stands_in_for_the_hub(workplace, tmp_path):
-    from ether import check
-
     mirror = _mirror(tmp_path / "mirror", workplace)
     overrides = {"mirror": str(mirror), "methods": "p-adapter", "tasks": "rte"}
-    # The stand-in encoder is a DeBERTa, whose head has another name than BERT's: said before anything is loaded.
+    # The stand-in encoder is a DeBERTa, whose head has another name than BERT's: reported before anything is loaded.
     with pytest.raises(EtherError, match=r"Unknown head module 'bert.pooler'.*pooler"):
         check.check("laptop", ["glue"], overrides)
 
 
 def test_what_a_mirror_lacks_is_named(workplace, tmp_path):
-    from ether import check
-
     mirror = _mirror(tmp_path / "mirror", workplace)
     overrides = {"mirror": str(mirror), "methods": "lora", "tasks": "rte"}
     frame = pd.read_parquet(mirror / "datasets/nyu-mll/glue/rte/train.parquet")
@@ -222,7 +277,7 @@ def test_what_a_mirror_lacks_is_named(workplace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("GatedRepoError", "is gated. Ask for access"),
         ("RepositoryNotFoundError", "There is no model"),
@@ -230,17 +285,15 @@ def test_what_a_mirror_lacks_is_named(workplace, tmp_path):
         ("LocalEntryNotFoundError", "hub cannot be reached"),
     ],
 )
-def test_hub_errors_become_one_paragraph(kind, said):
+def test_hub_errors_become_one_paragraph(kind, message):
     import httpx
     from huggingface_hub import errors as hub_errors
-
-    from ether import hub
 
     response = httpx.Response(403, request=httpx.Request("GET", "https://example.invalid"))
     error_class = getattr(hub_errors, kind)
     error = error_class("no") if kind == "LocalEntryNotFoundError" else error_class("no", response=response)
     source = hub.Source("meta-llama/Llama-2-7b-hf", None, "abc")
-    with pytest.raises(MissingResourceError, match=said) as raised, hub.explained(source, "model", "x.model.path"):
+    with pytest.raises(MissingResourceError, match=message) as raised, hub.explained(source, "model", "x.model.path"):
         try:
             raise error
         except Exception as cause:  # transformers wraps them
@@ -252,7 +305,5 @@ def test_a_block_count_that_divides_nothing_is_found_before_training(workplace, 
     every = config.methods()
     every["ether"]["adapt"]["config"]["n_blocks"] = 7
     monkeypatch.setattr(config, "methods", lambda: every)
-    from ether import check
-
     with pytest.raises(EtherError, match="7"):
         check.check("smoke", ["glue"], {"methods": "ether", "tasks": "rte"})

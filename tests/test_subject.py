@@ -6,78 +6,37 @@ import dataclasses
 import gc
 import json
 import math
-import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
+from subjects import METHODS, write_subjects
 
-from ether import hub, run
-from ether.methods import adapt as methods
+from ether import check, hub, run, training
 from ether.config import RunSpec
+from ether.diffusion import dataset
+from ether.diffusion.losses import DreamBoothLoss
+from ether.diffusion.sampler import Sampler
 from ether.errors import ConfigurationError, MissingResourceError
-from ether.experiments import Experiment, perturbation, subject
-from ether.measures import geometry
+from ether.experiments import perturbation, subject
+from ether.experiments.common import Experiment
+from ether.methods import adapt as methods
 from ether.standins import __main__ as standins
 from ether.standins import diffusion as tiny_pipeline
 
 HUB = Path(__file__).resolve().parent.parent.parent / "shared" / "hub"
-PROMPTS = """Classes
-
-subject_name,class
-dog,dog
-vase,flower vase
-
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
-'a {0} {1} on "pink" fabric'.format(unique_token, class_token),
-'a red {0} {1}'.format(unique_token, class_token),
-'a {0} {1} at sea'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
-'a {0} {1} wearing a hat'.format(unique_token, class_token),
-'a wet {0} {1}'.format(unique_token, class_token)
-]
-"""
-ETHER = {"kind": "peft", "type": "ETHER", "config": {"n_blocks": 1}}
-METHODS: dict[str, dict[str, Any]] = {
-    "ether": ETHER,
-    "ether-plus": {"kind": "peft", "type": "ETHER", "config": {"relaxed": True, "n_blocks": 2}},
-    "oft": {"kind": "peft", "type": "OFT", "config": {"r": 0, "oft_block_size": 4, "use_cayley_neumann": False}},
-    "naive": {"kind": "peft", "type": "NAIVE", "config": {"n_blocks": 2}},
-    "lora": {"kind": "peft", "type": "LORA", "config": {"r": 2}},
-    "full": {"kind": "full"},
-    "none": {"kind": "none"},
-}
 
 
 @pytest.fixture(scope="session")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mirror with the tiny models and a data set of drawn pictures in google/dreambooth's layout."""
+    """A mirror with the tiny models and a data set of made pictures in google/dreambooth's layout."""
     folder = tmp_path_factory.mktemp("mirror")
     tiny_pipeline.write_mirror(folder)
-    dataset = folder / "datasets" / "google" / "dreambooth" / "dataset"
-    random = np.random.default_rng(0)
-    for name, colour in (("dog", (200, 90, 40)), ("vase", (40, 90, 200))):
-        (dataset / name).mkdir(parents=True)
-        for number in range(3):
-            picture = np.full((40, 48, 3), random.integers(0, 255, 3), dtype=np.uint8)
-            picture[8 + number : 30, 12:36] = colour
-            Image.fromarray(picture).save(dataset / name / f"{number:02d}.png")
-    (dataset / subject.PROMPT_FILE).write_text(PROMPTS)
+    write_subjects(folder / "datasets" / "google" / "dreambooth" / "dataset")
     gc.freeze()  # as ether.run does: the Trainer collects garbage after every run, over all that was imported
     return folder
 
@@ -89,7 +48,7 @@ def spec(mirror: Path, method: str = "ether", task: str = "dog", **changes: Any)
         {
             "learning_rate": 1e-2, "batch_size": 2, "accumulation": 1, "max_steps": 4, "warmup": 0.0,
             "schedule": "constant", "weight_decay": 0.01, "max_grad_norm": 1.0, "evaluations": 2, "checkpoint_steps": None,
-            "precision": "float32", "dropout": 0.0,
+            "precision": "float32", "dropout": 0.0, "evaluation_batch_size": 1, "group_by_length": False,
         } | changes,
         {
             "model": {"path": tiny_pipeline.PIPELINE, "revision": None},
@@ -112,59 +71,11 @@ def carry_out(
 ) -> tuple[dict[str, Any], dict[tuple[int, str, str], float]]:
     """A run through the one path; its row, and its values by step, split and metric."""
     monkeypatch.setattr(run, "experiment", lambda _: benchmark)
-    benchmark.check(wanted, results)
+    check.check_run(wanted, results)
     row, values = run.run(wanted, results, folder)
     found = {(v["step"], v["split"], v["metric"]): v["value"] for v in values}
     assert len(found) == len(values)
     return row, found
-
-
-# --- the data set ----------------------------------------------------------------------------------------------
-
-
-def test_the_prompt_file_is_read_as_it_is_published(mirror: Path) -> None:
-    folder = mirror / "datasets" / "google" / "dreambooth" / "dataset"
-    classes, prompts = subject.read_prompt_file(PROMPTS, "here")
-    assert classes == {"dog": "dog", "vase": "flower vase"} and len(prompts["object"]) == 4 and len(prompts["live"]) == 3
-    found = subject.subject_prompts(folder, "vase", "qwe", None, ("dog",))
-    assert [(p.text, p.plain) for p in found][1:3] == [
-        ('a qwe flower vase on "pink" fabric', 'a flower vase on "pink" fabric'),
-        ("a red qwe flower vase", "a red flower vase"),
-    ]
-    assert [p.half for p in found] == ["selection", "report"] * 2
-    live = subject.subject_prompts(folder, "dog", "", 2, ("dog",))
-    assert [(p.number, p.text) for p in live] == [(0, "a dog in the jungle"), (1, "a dog wearing a hat")]
-    with pytest.raises(ConfigurationError, match=r"'cat'.*Known: dog, vase"):
-        subject.subject_prompts(folder, "cat", "qwe", None, ())
-    with pytest.raises(ConfigurationError, match="halves"):
-        subject.subject_prompts(folder, "dog", "qwe", 1, ())
-    with pytest.raises(MissingResourceError, match="names no prompts"):
-        subject.read_prompt_file(PROMPTS.split("Prompts")[0], "here")
-    with pytest.raises(MissingResourceError, match=r"'cat'.*dog, vase"):
-        subject.subject_files(folder, "cat")
-
-
-def test_a_metadata_file_says_the_halves_and_what_prompts_ask_for(mirror: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(mirror / "datasets" / "google" / "dreambooth" / "dataset", tmp_path / "dataset"))
-    _, templates = subject.read_prompt_file(PROMPTS, "here")
-    said = [
-        {"template": template, "split": ("report", "selection")[i % 2], **({"colour": "red"} if "red" in template else {})}
-        for i, template in enumerate(templates["object"])
-    ]
-    (folder / "metadata.json").write_text(json.dumps({"prompts": said}))
-    found = subject.subject_prompts(folder, "vase", "qwe", None, ())
-    assert [p.half for p in found] == ["report", "selection"] * 2
-    assert [p.asks for p in found] == [(), (), (("colour", "red"),), ()]
-
-
-def test_pictures_are_the_centre_square(tmp_path: Path) -> None:
-    wide = np.zeros((10, 30, 3), dtype=np.uint8)
-    wide[:, 10:20] = 255
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (subject.read_pictures([tmp_path / "wide.png"], 10) == 1).all()
-    (tmp_path / "bad.jpg").write_text("no picture")
-    with pytest.raises(MissingResourceError, match=r"bad\.jpg"):
-        subject.read_pictures([tmp_path / "bad.jpg"], 10)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------
@@ -211,16 +122,13 @@ def test_last_and_best_are_of_the_half_that_was_not_chosen_on(finished: Any) -> 
     for metric in ("dino", "clip_t", "score"):
         assert values[4, "last", metric] == values[4, "report", metric]
         assert values[best, "best", metric] == values[best, "report", metric]
-    scores = {(1, "selection"): 0.4, (1, "report"): 0.1, (2, "selection"): 0.4, (2, "report"): 0.2, (3, "selection"): math.nan}
-    rows = [(step, split, "score", value) for (step, split), value in scores.items()]
-    assert subject.chosen_rows(rows, 3) == [(1, "best", "score", 0.1)]  # no pictures of the last step: no row for it
 
 
 def test_samples_are_saved_and_their_sheet_shows_them(finished: Any, mirror: Path) -> None:
-    folder = finished.results / "samples" / "subject" / spec(mirror, "lora").run_id
-    about = json.loads((folder / "samples.json").read_text())
-    assert len(about["images"]) == 3 * 2 and about["step"] == 4
-    assert about["images"][3] == {"file": "01-1.png", "prompt": "a qwe dog wearing a hat", "half": "report"}
+    folder = finished.results / "samples" / "subject" / "work" / spec(mirror, "lora").run_id  # work: the job's name here
+    info = json.loads((folder / "samples.json").read_text())
+    assert len(info["images"]) == 3 * 2 and (info["step"], info["method"]) == (4, "lora")
+    assert info["images"][3] == {"file": "01-1.png", "prompt": "a qwe dog wearing a hat", "half": "report"}
     with Image.open(folder / "01-1.png") as one, Image.open(folder / "sheet.png") as sheet:
         enlarged = one.resize((96, 96), Image.Resampling.NEAREST)
         corner = (4 + 100, 4 + 118 + 18)
@@ -233,56 +141,60 @@ def test_a_run_repeats_to_the_bit_and_so_does_one_resumed(
     settings = {"max_steps": 4, "evaluations": 4, "checkpoint_steps": 2}
     wanted = spec(mirror, "ether-plus", **settings)
     _, whole = carry_out(wanted, finished.results, tmp_path / "whole", monkeypatch)
-    forward, seen = subject.DreamBooth.forward, []
+    forward, seen = DreamBoothLoss.forward, []
 
-    def interrupted(self: subject.DreamBooth, index: torch.Tensor) -> dict[str, torch.Tensor]:
+    def interrupted(self: DreamBoothLoss, index: torch.Tensor) -> dict[str, torch.Tensor]:
         if 6 in index.tolist():  # the fourth step
             raise KeyboardInterrupt
         return forward(self, index)
 
-    def counted(self: subject.DreamBooth, index: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counted(self: DreamBoothLoss, index: torch.Tensor) -> dict[str, torch.Tensor]:
         seen.append(index.tolist())
         return forward(self, index)
 
-    monkeypatch.setattr(subject.DreamBooth, "forward", interrupted)
+    monkeypatch.setattr(DreamBoothLoss, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         carry_out(wanted, finished.results, tmp_path / "cut", monkeypatch)
-    monkeypatch.setattr(subject.DreamBooth, "forward", counted)
+    monkeypatch.setattr(DreamBoothLoss, "forward", counted)
     _, resumed = carry_out(wanted, finished.results, tmp_path / "cut", monkeypatch)
     assert seen == [[4, 5], [6, 7]]
     assert resumed == whole
 
 
-def test_all_methods_draw_from_the_same_noise(finished: Any, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_start_from_the_same_noise(finished: Any, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
-    draw = subject.Studio.draw
+    generate = Sampler.generate
 
-    def watched(self: subject.Studio, embeddings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def watched(self: Sampler, embeddings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         starts.append((embeddings, noise))
-        return draw(self, embeddings, noise)
+        return generate(self, embeddings, noise)
 
-    monkeypatch.setattr(subject.Studio, "draw", watched)
+    monkeypatch.setattr(Sampler, "generate", watched)
     for method, seed in (("ether", 0), ("lora", 1)):
         wanted = dataclasses.replace(spec(mirror, method), seed=seed)
         loaded = subject.EXPERIMENT.load(wanted, finished.results, "cpu")
-        subject.Evaluation(loaded, wanted).draw()
+        loaded.data.evaluation.generate()
     assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True))
     assert len({tuple(start.flatten().tolist()) for start in starts[0][1]}) == 6  # and every picture from its own
 
 
-def test_a_prompts_picture_does_not_depend_on_its_company(finished: Any, mirror: Path) -> None:
+def test_a_prompts_picture_does_not_depend_on_the_others_in_its_batch(finished: Any, mirror: Path) -> None:
     wanted = spec(mirror)
-    studio = subject.EXPERIMENT.load(wanted, finished.results, "cpu").data["studio"]
-    noise, texts = studio.noise(["a", "b", "c"]), studio.encode(["a dog", "a cat", "a vase"])
-    together = studio.draw(texts, noise)
-    assert (together[1:2].int() - studio.draw(texts[1:2], noise[1:2]).int()).abs().max() <= 1  # rounding of 8 bits
+    sampler = subject.EXPERIMENT.load(wanted, finished.results, "cpu").data.evaluation.sampler
+    noise, texts = sampler.noise(["a", "b", "c"]), sampler.encode(["a dog", "a cat", "a vase"])
+    together = sampler.generate(texts, noise)
+    assert (together[1:2].int() - sampler.generate(texts[1:2], noise[1:2]).int()).abs().max() <= 1  # rounding of 8 bits
 
 
-def test_class_pictures_are_drawn_once_by_the_frozen_model(finished: Any, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_pictures_are_generated_once_by_the_frozen_model(
+    finished: Any, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = list((finished.results / "cache" / "class-images").iterdir())
     assert len(files) == 1  # all methods of one class
-    monkeypatch.setattr(subject.Studio, "draw", lambda *_: pytest.fail("drawn again"))
-    latents, _ = subject.EXPERIMENT.load(spec(mirror, "oft"), finished.results, "cpu").data["prior"]
+    monkeypatch.setattr(Sampler, "generate", lambda *_: pytest.fail("generated again"))
+    prior = subject.EXPERIMENT.load(spec(mirror, "oft"), finished.results, "cpu").data.prior
+    assert prior is not None
+    latents, _ = prior
     assert latents.shape == (3, 4, 8, 8)
 
 
@@ -295,16 +207,73 @@ def test_a_run_that_diverges_is_a_row_with_its_reason(
     assert not any(split == "last" for _, split, _ in values)
 
 
+def test_warm_up_and_adam_s_betas_are_the_runs(
+    finished: Any, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[training.Trained, list[float]]] = []
+
+    def watched(*arguments: Any, callbacks: Any, **options: Any) -> training.Trained:
+        rates: list[float] = []
+
+        class Rates(transformers.TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                rates.append(given["optimizer"].param_groups[0]["lr"])
+
+        trained = training.train(*arguments, callbacks=[*callbacks, Rates()], **options)
+        kept.append((trained, rates))
+        return trained
+
+    monkeypatch.setattr(subject, "train", watched)
+    settings = {"schedule": "linear", "learning_rate": 0.04, "max_steps": 8, "warmup": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.95}
+    for warmup_steps, expected in (
+        (None, [0, 0.01, 0.02, 0.03, 0.04, 0.03, 0.02, 0.01]),  # a share of one half
+        (2, [0, 0.02, 0.04, 0.04 * 5 / 6, 0.04 * 4 / 6, 0.02, 0.04 * 2 / 6, 0.04 / 6]),
+    ):
+        wanted = spec(mirror, "ether-plus", evaluations=1, warmup_steps=warmup_steps, **settings)
+        row, _ = carry_out(wanted, finished.results, tmp_path / str(warmup_steps), monkeypatch)
+        trained, rates = kept.pop()
+        assert row["status"] == "finished" and rates == pytest.approx(expected)
+        group = trained.trainer.optimizer.param_groups[0]
+        assert group["betas"] == (0.8, 0.95)
+
+
+def test_every_hyperparameter_can_be_used_in_a_methods_config(
+    finished: Any, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"kind": "peft", "type": "LORA", "config": {"r": 2, "lora_dropout": "$weight_decay"}}
+    wanted = dataclasses.replace(spec(mirror, "lora", weight_decay=0.25, evaluations=1), adapt=how)
+    seen = []
+    fit = subject.Subject.fit
+
+    def kept(self: subject.Subject, loaded: Any, model: Any, *rest: Any) -> Any:
+        seen.append(model.peft_config["default"].lora_dropout)
+        return fit(self, loaded, model, *rest)
+
+    monkeypatch.setattr(subject.Subject, "fit", kept)
+    row, _ = carry_out(wanted, finished.results, tmp_path, monkeypatch)
+    assert row["status"] == "finished" and seen == [0.25]
+
+
+def test_the_skeleton_is_the_model_that_is_loaded(finished: Any, mirror: Path) -> None:
+    skeleton = subject.EXPERIMENT.skeleton(spec(mirror), finished.results)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in skeleton.build().named_parameters()}
+    loaded = subject.EXPERIMENT.load(spec(mirror), finished.results, "cpu")
+    assert shapes == {name: p.shape for name, p in loaded.model.named_parameters()}
+    assert skeleton.task_type == loaded.task_type
+    assert skeleton.key == perturbation.EXPERIMENT.skeleton(spec(mirror, "oft", "vase"), finished.results).key
+
+
 def test_training_lowers_the_loss_it_is_for(finished: Any, mirror: Path, tmp_path: Path) -> None:
     from diffusers import DDPMScheduler
 
     wanted = spec(mirror, "ether-plus", max_steps=16, evaluations=1, learning_rate=5e-2)
     wanted.settings["prompts"] = {"token": "qwe", "limit": 2}
     loaded = subject.EXPERIMENT.load(wanted, finished.results, "cpu")
-    scheduler = DDPMScheduler.from_config(loaded.data["studio"].pipeline.scheduler.config)
+    scheduler = DDPMScheduler.from_config(loaded.data.evaluation.sampler.pipeline.scheduler.config)
 
     def loss(model: torch.nn.Module) -> float:
-        module = subject.DreamBooth(model, scheduler, 99, loaded.data["instances"], loaded.data["prior"], 1.0)
+        module = DreamBoothLoss(model, scheduler, 99, loaded.data.instances, loaded.data.prior, 1.0)
         with torch.no_grad():
             return float(module(torch.arange(48))["loss"])
 
@@ -314,11 +283,11 @@ def test_training_lowers_the_loss_it_is_for(finished: Any, mirror: Path, tmp_pat
     assert loss(model) < 0.97 * before
 
 
-def test_what_is_missing_or_wrong_is_told_before_training(mirror: Path, tmp_path: Path) -> None:
+def test_what_is_missing_or_wrong_is_reported_before_training(mirror: Path, tmp_path: Path) -> None:
     def refused(error: type[Exception], match: str, method: str = "ether", task: str = "dog", **settings: Any) -> None:
         wanted = spec(mirror, method, task)
         with pytest.raises(error, match=match):
-            subject.EXPERIMENT.check(dataclasses.replace(wanted, settings=wanted.settings | settings), tmp_path)
+            check.check_run(dataclasses.replace(wanted, settings=wanted.settings | settings), tmp_path)
 
     refused(MissingResourceError, r"'cat'.*dog, vase", task="cat")
     refused(MissingResourceError, "no/model", model={"path": "no/model", "revision": None})
@@ -327,126 +296,10 @@ def test_what_is_missing_or_wrong_is_told_before_training(mirror: Path, tmp_path
     refused(ConfigurationError, r"'euler'.*Known: ddim", sampling={"scheduler": "euler"})
     wanted = dataclasses.replace(spec(mirror), adapt={"kind": "peft", "type": "ETHER", "config": {"n_blocks": 3}})
     with pytest.raises(ConfigurationError, match="n_blocks=3 does not divide"):
-        subject.EXPERIMENT.check(wanted, tmp_path)
+        check.check_run(wanted, tmp_path)
 
 
-def test_a_reader_is_asked_for_what_each_prompt_asks_for() -> None:
-    evaluation = subject.Evaluation.__new__(subject.Evaluation)
-    evaluation.noun, evaluation.numbers = "vase", [0, 0, 3, 3]
-    prompts = [
-        subject.Prompt(0, "", "", "report", (("background", "sand"),)),
-        subject.Prompt(3, "", "", "selection", (("background", "grass"), ("colour", "red"))),
-    ]
-    said = [("sand", "red", "vase"), ("grass", "red", "toy"), ("grass", "blue", "vase"), ("grass", "red", "fish")]
-    readings = [dict(zip(("background", "colour", "shape"), words, strict=True)) for words in said]
-    assert evaluation._read(readings, prompts) == {"background": 0.75, "class": 0.5, "colour": 0.5}
-    assert evaluation._read(readings, prompts[:1]) == {"background": 0.5, "class": 0.5}
-    assert evaluation._read([], prompts) == {}
-
-
-def test_the_worlds_own_reader_is_loaded_and_read(tmp_path: Path) -> None:
-    from ether.foundation import image_judges
-
-    image_judges.new_reader().save_pretrained(tmp_path / "reader")
-    wanted = json.dumps(
-        [{"path": str(tmp_path), "revision": None, "subfolder": "reader"}, {"mirror": None, "foundation": "shipped"}]
-    )
-    read = subject._reader(wanted, tmp_path, "cpu")
-    found = read(torch.rand(3, 3, 64, 64))
-    assert len(found) == 3 and {"background", "colour", "shape"} <= set(found[0])
-    assert subject._reader(json.dumps([None, {}]), tmp_path, "cpu") is None
-
-
-# --- the loss --------------------------------------------------------------------------------------------------
-
-
-class Echo(torch.nn.Module):
-    """A "UNet" that returns what went in, and remembers it."""
-
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
-        self.seen = noisy, times, given["encoder_hidden_states"]
-        return (noisy,)
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_the_loss_is_dreambooths_for_each_kind_of_prediction(kind: str) -> None:
-    from diffusers import DDPMScheduler
-
-    scheduler = DDPMScheduler(prediction_type=kind)
-    instances, prior = torch.randn(2, 4, 3, 3), torch.randn(5, 4, 3, 3)
-    texts = torch.zeros(7, 6), torch.ones(7, 6)
-    module = subject.DreamBooth(Echo(), scheduler, 3, (instances, texts[0]), (prior, texts[1]), 0.5)
-    found = float(module(torch.tensor([0, 1]))["loss"])
-    noisy, times, text = module.model.seen  # type: ignore[union-attr, misc]
-    assert text[:, 0, 0].tolist() == [0, 0, 1, 1]
-    level = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
-    expected = []
-    for row in range(4):
-        candidates = instances if row < 2 else prior
-        noises = [(noisy[row] - level[row].sqrt() * clean) / (1 - level[row]).sqrt() for clean in candidates]
-        drawn = torch.randn(4, 3, 3, generator=_after_time(3, "instance" if row < 2 else "prior", row % 2))
-        place = min(range(len(noises)), key=lambda i: float((noises[i] - drawn).abs().max()))
-        assert torch.allclose(noises[place], drawn, atol=1e-3 / float((1 - level[row]).sqrt()))
-        clean = candidates[place]
-        velocity = level[row].sqrt() * drawn - (1 - level[row]).sqrt() * clean
-        target = {"epsilon": drawn, "v_prediction": velocity, "sample": clean}[kind]
-        expected.append(float((noisy[row] - target).square().mean()))
-    assert found == pytest.approx((expected[0] + expected[1]) / 2 + 0.5 * (expected[2] + expected[3]) / 2, rel=1e-3)
-
-
-def _after_time(seed: int, name: str, number: int) -> torch.Generator:
-    own = subject.generator(seed, name, "draw", number)
-    torch.randint(1000, (), generator=own)
-    return own
-
-
-def test_every_picture_is_seen_once_an_epoch() -> None:
-    module = subject.DreamBooth(Echo(), SimpleNamespace(config=SimpleNamespace(num_train_timesteps=9)), 0,
-                                (torch.arange(5.0).view(5, 1, 1, 1), torch.zeros(1, 1)), None, 0.0)  # fmt: skip
-    latents = module.parts[0][1]
-    epochs = [module._batch("instance", latents, range(5 * e, 5 * e + 5))[0].flatten().tolist() for e in range(3)]
-    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 1
-
-
-# --- perturbation ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["ether", "ether-plus", "oft", "naive"])
-def test_random_transformations_have_the_distance_asked_for(mirror: Path, method: str) -> None:
-    model = methods.adapt(tiny_pipeline.pipeline().unet, METHODS[method], layers="attention", head=())
-    low, high = perturbation.reachable(model)
-    assert (low, high) == pytest.approx(
-        {"ether": (2, 2), "ether-plus": (0, 2), "oft": (0, 8), "naive": (0, math.inf)}[method]
-    )  # OFT: 2 sqrt(16), the narrowest input
-    turned = []
-    for distance in perturbation.grid([0.1, 1.5, 5.0], low, high):
-        perturbation.perturb(model, distance, seed=0)
-        assert all(d.value == pytest.approx(distance, rel=1e-4) for d in geometry.transformation_distances(model))
-        turned.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-        perturbation.perturb(model, distance, seed=0)
-        again = [p for p in model.parameters() if p.requires_grad]
-        assert all(torch.equal(a, b) for a, b in zip(turned[-1], again, strict=True))
-    if math.isfinite(high):
-        with pytest.raises(ConfigurationError, match="out of reach"):
-            perturbation.perturb(model, 9.0, seed=0)
-
-
-def test_grids_end_where_the_method_does() -> None:
-    assert perturbation.grid([1, 2, 4], 2, 2) == [2]
-    assert perturbation.grid([1, 2, 4], 0, 3) == [1, 2, 3]
-    assert perturbation.grid([1, 1.41, 2], 0, math.sqrt(2)) == [1, math.sqrt(2)]
-    assert perturbation.grid([1, 2, 3, 4], 0, 3, end=False) == [1, 2]
-    assert perturbation.grid([1, 2, 4], 0, math.inf) == [1, 2, 4]
-
-
-def test_methods_without_a_transformation_are_refused(mirror: Path) -> None:
-    model = methods.adapt(tiny_pipeline.pipeline().unet, METHODS["lora"], layers="attention", head=())
-    with pytest.raises(ConfigurationError, match="only ETHER"):
-        perturbation.perturb(model, 1.0, seed=0)
-    series = {"kind": "peft", "type": "OFT", "config": {"r": 0, "oft_block_size": 4, "use_cayley_neumann": True}}
-    model = methods.adapt(tiny_pipeline.pipeline().unet, series, layers="attention", head=())
-    with pytest.raises(ConfigurationError, match="use_cayley_neumann"):
-        perturbation.perturb(model, 1.0, seed=0)
+# --- perturbation ---------------------------------------------------------------------------------------------
 
 
 def test_the_perturbation_experiment_measures_a_growing_change(
@@ -462,9 +315,9 @@ def test_the_perturbation_experiment_measures_a_growing_change(
     assert got[0, "dino_same"] == pytest.approx(1) and got[0, "lpips_same"] == pytest.approx(0, abs=1e-9)
     assert 0 < got[1, "lpips_same"] < got[2, "lpips_same"]
     assert got[2, "transformation_distance"] == pytest.approx(8, rel=1e-4)
-    folder = finished.results / "samples" / "perturbation" / wanted.run_id
-    said = json.loads((folder / "distance-02" / "samples.json").read_text())
-    assert said["distance"] == 8 and said["images"][0]["prompt"] == "a dog in the jungle"
+    folder = finished.results / "samples" / "perturbation" / tmp_path.parent.name / wanted.run_id
+    info = json.loads((folder / "distance-02" / "samples.json").read_text())
+    assert info["distance"] == 8 and info["images"][0]["prompt"] == "a dog in the jungle"
     _, again = carry_out(wanted, finished.results, tmp_path, monkeypatch, perturbation.EXPERIMENT)
     assert again == values
 
@@ -498,14 +351,14 @@ def test_real_subjects_through_the_papers_loading_code(mirror: Path, tmp_path: P
     real.mkdir()
     (real / "models").symlink_to(mirror / "models")
     (real / "datasets").symlink_to(HUB / "datasets")
-    folder = subject.dataset_folder(hub.Source("google/dreambooth", real / "datasets" / "google" / "dreambooth"))
-    classes, prompts = subject.read_prompt_file((folder / subject.PROMPT_FILE).read_text(), "here")
+    folder = dataset.dataset_folder(hub.Source("google/dreambooth", real / "datasets" / "google" / "dreambooth"))
+    classes, prompts = dataset.read_prompt_file((folder / dataset.PROMPT_FILE).read_text(), "here")
     assert len(classes) == 30 and {len(listed) for listed in prompts.values()} == {25}
-    assert all(4 <= len(subject.subject_files(folder, name)) <= 6 for name in classes)
+    assert all(4 <= len(dataset.subject_files(folder, name)) <= 6 for name in classes)
     for task, third in (("dog6", "a qwe dog on the beach"), ("pink_sunglasses", "a qwe glasses on the beach")):
         wanted = spec(real, "ether-plus", task, evaluations=1)
         wanted.settings["prompts"] = {"token": "qwe", "limit": 5}
-        assert subject.subject_prompts(folder, task, "qwe", None, ("cat", "dog"))[2].text == third
+        assert dataset.subject_prompts(folder, task, "qwe", None, ("cat", "dog"))[2].text == third
         row, values = carry_out(wanted, tmp_path / "results", tmp_path / task, monkeypatch)
         assert row["status"] == "finished" and all(math.isfinite(value) for value in values.values())
         assert 0 < values[0, "real", "dino"] <= 1

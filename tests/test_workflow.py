@@ -14,7 +14,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from ether import config
+from ether import config, sources
+from ether.analysis.cells import CELL_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("Snakefile", "workflow", "profiles", "ether", "notebooks", "pyproject.toml")
@@ -46,22 +47,39 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "snakemake", *cores, *arguments]
 
 
-def snakemake(folder: Path, *arguments: str, expect: int = 0) -> str:
-    done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=3600)
-    said = done.stdout + done.stderr
-    assert done.returncode == expect, said[-6000:]
-    return said
+def snakemake(folder: Path, *arguments: str, expect: int = 0, progress: str = "off") -> str:
+    """The output of a run of the workflow; by default Snakemake's own account of it, which `ran` reads."""
+    environment = os.environ | {"ETHER_PROGRESS": progress}
+    done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=3600, env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output[-6000:]
+    return output
 
 
-def ran(said: str) -> list[str]:
+def ran(output: str) -> list[str]:
     """Names of the rules that ran, with the job's name where it has one."""
     names = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         if line.startswith(("rule ", "localrule ")):
             names.append(line.split()[1].rstrip(":"))
         elif line.strip().startswith("wildcards:") and "job=" in line:
             names[-1] += ":" + line.split("job=")[1]
     return names
+
+
+def inputs(output: str) -> dict[str, set[str]]:
+    """{rule, with the exhibit or experiment it is for: its input files} of a dry run."""
+    found: dict[str, set[str]] = {}
+    rule, files = "", set()
+    for line in output.splitlines():
+        if line.startswith(("rule ", "localrule ")):
+            rule, files = line.split()[1].rstrip(":"), set()
+        elif line.strip().startswith("input:"):
+            files = set(line.split("input: ")[1].split(", "))
+        elif line.strip().startswith("wildcards:"):
+            wildcards = dict(part.split("=") for part in line.split("wildcards: ")[1].split(", "))
+            found[f"{rule} {wildcards.get('exhibit') or wildcards.get('experiment')}"] = files
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +90,11 @@ def clone(tmp_path_factory):
 @pytest.mark.parametrize("scale", config.scale_names())
 def test_dry_run_of_every_target(scale, clone):
     said = snakemake(clone, "--dry-run", "table4", "tables", "figures", "all", "foundation", "--config", f"scale={scale}")
-    count = sum(len(config.jobs(config.load(scale), name)) for name in config.EXPERIMENTS)
-    assert f"experiment {count:>9}".split() in [line.split() for line in said.splitlines()]
+    lines = [line.split() for line in said.splitlines()]
+    for rule, samples in (("experiment", False), ("experiment_with_samples", True)):
+        names = [name for name, entry in config.experiments().items() if entry.samples == samples]
+        count = sum(len(config.jobs(config.load(scale), name)) for name in names)
+        assert [rule, str(count)] in lines
 
 
 def test_rebuilding_the_foundation_is_part_of_the_graph_when_asked(clone):
@@ -88,6 +109,8 @@ def test_rebuilding_the_foundation_is_part_of_the_graph_when_asked(clone):
         (["scale=smoke", "methods=ethr"], "Did you mean 'ether'"),
         (["scale=smoke", "taskz=rte"], "Did you mean 'tasks'"),
         (["scale=laptop", "mirror=nowhere"], "mirror folder nowhere does not exist"),
+        (["scale=laptop", "mirror=a{b}c"], "a path with braces cannot be used"),
+        (["replay=nowhere"], "nothing to replay in nowhere"),
     ],
 )
 def test_wrong_config_ends_before_the_first_job_in_one_paragraph(clone, arguments, expected):
@@ -95,13 +118,87 @@ def test_wrong_config_ends_before_the_first_job_in_one_paragraph(clone, argument
     assert expected in said and "Traceback" not in said and not ran(said)
 
 
-def test_a_wrong_method_file_stops_the_workflow_before_training(tmp_path):
+def test_wrong_method_files_are_all_named_before_training(tmp_path):
     folder = project(tmp_path / "clone")
-    file = folder / "workflow/methods/ether.yaml"
-    file.write_text(file.read_text().replace("n_blocks: 1", "n_blocks: 7"))
-    said = snakemake(folder, "table4", "--config", "scale=tiny", expect=1)
-    assert "7" in said and "blocks" in said and "Traceback" not in said
-    assert not any(rule.startswith("experiment") for rule in ran(said))
+    for name, old, new in (("ether", "n_blocks: 1", "n_blocks: 7"), ("lora", "r: 8", "rank: 8")):
+        file = folder / f"workflow/methods/{name}.yaml"
+        file.write_text(file.read_text().replace(old, new))
+    output = snakemake(folder, "table4", "--config", "scale=tiny", expect=1)
+    assert "ether.yaml" in output and "7" in output and "Unknown LORA parameter 'rank'" in output
+    assert "Traceback" not in output and not any(rule.startswith("experiment") for rule in ran(output))
+
+
+def test_schema_errors_of_several_method_files_are_reported_at_once(tmp_path):
+    folder = project(tmp_path / "clone")
+    for name in ("ether", "lora"):
+        file = folder / f"workflow/methods/{name}.yaml"
+        file.write_text(file.read_text() + "colour: red\n")
+    output = snakemake(folder, "table4", "--config", "scale=tiny", expect=1)
+    assert output.count("colour") >= 2 and "ether.yaml" in output and "lora.yaml" in output and "Traceback" not in output
+
+
+# --- what makes a number outdated ------------------------------------------------------------------------------
+
+
+def test_rules_declare_everything_their_output_depends_on(clone):
+    declared = inputs(snakemake(clone, "--dry-run", "all", "--config", "scale=smoke"))
+    scale = config.load("smoke")
+    for name, entry in config.experiments().items():
+        rule = "experiment_with_samples" if entry.samples else "experiment"
+        files = declared[f"{rule} {name}"]
+        assert set(sources.closure("ether.run", f"ether.experiments.{entry.module}")) <= files
+        weights = scale.experiment(name)["model"]["path"].removeprefix("foundation/")
+        shipped = {str(f.relative_to(ROOT)) for f in (ROOT / "ether/foundation/weights" / weights).rglob("*") if f.is_file()}
+        assert shipped and shipped <= files
+        for folder in entry.data:
+            assert {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*") if f.is_file()} <= files
+        assert not any(f.startswith(("ether/exhibits", "ether/analysis", "ether/paper")) for f in files)
+    for id_, exhibit in config.exhibits().items():
+        files = declared[f"{exhibit.kind} {id_}"]
+        assert set(sources.closure("ether.exhibits.report", f"ether.exhibits.{exhibit.module}")) <= files
+        assert {f"results/smoke/metrics/{name}.parquet" for name in exhibit.experiments} <= files
+
+
+# One file of each kind, what it makes outdated (a rule and an experiment or exhibit) and what it leaves as it is.
+EDITS = {
+    "ether/kernels.py": ("experiment glue", None),
+    "ether/methods/boft.py": ("experiment glue", None),
+    "ether/methods/layer_sets.py": ("experiment_with_samples subject", None),
+    "ether/foundation/image_judges.py": ("experiment_with_samples subject", "experiment glue"),
+    "ether/foundation/weights/language-model/model.safetensors": ("experiment instruct", "experiment glue"),
+    "workflow/tasks/facts/mmlu.yaml": ("experiment instruct", "experiment glue"),
+    "ether/analysis/claims.py": ("table table2", "experiment glue"),
+    "ether/paper/claims/subject.py": ("table table2", "table table4"),
+    "ether/paper/published.yaml": ("table table4", "experiment glue"),
+    "ether/exhibits/glue.py": ("table table4", "table table2"),
+    "notebooks/glue.ipynb": (None, "experiment glue"),
+}
+
+
+def test_editing_a_file_makes_outdated_what_depends_on_it_and_nothing_else(tmp_path):
+    folder = project(tmp_path / "clone")
+    said = snakemake(folder, "--dry-run", "all", "--config", "scale=smoke")
+    past = time.time() - 3600
+    for file in folder.rglob("*"):
+        os.utime(file, (past, past))
+    for line in said.splitlines():  # as if everything had been made: Snakemake looks at names and times
+        if line.strip().startswith("output:"):
+            for name in line.split("output: ")[1].split(", "):
+                file = folder / name
+                if "/samples/" in name:
+                    file.mkdir(parents=True)
+                else:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+                os.utime(file, (past + 60, past + 60))
+    assert "Nothing to be done" in snakemake(folder, "--dry-run", "all", "--config", "scale=smoke", "--rerun-triggers", "mtime")
+    for name, (outdated, kept) in EDITS.items():
+        file = folder / name
+        os.utime(file, None)
+        again = inputs(snakemake(folder, "--dry-run", "all", "--config", "scale=smoke", "--rerun-triggers", "mtime"))
+        assert outdated is None or outdated in again, name
+        assert kept is None or kept not in again, name
+        os.utime(file, (past, past))
 
 
 @pytest.mark.dag
@@ -125,8 +222,8 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     said = snakemake(folder, "table4", "--config", "scale=tiny", "methods=lora,ether,hra")
     assert [r for r in ran(said) if "experiment" in r] == ["experiment:hra"]
     table = pd.read_parquet(folder / "results/tiny/tables/table4.parquet")
-    row = table[table["method"] == "HRA r=2"].set_index("column")
-    assert row.loc["RTE", "seeds"] == 1 and row.loc["#params", "ours"] > 2 * 82_944
+    row = table[table["method"] == "hra"].set_index("column")
+    assert row.loc["RTE", "n"] == 1 and row.loc["#params", "ours"] > 2 * 82_944
 
 
 @pytest.mark.dag
@@ -153,16 +250,39 @@ def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
 
 
 @pytest.mark.dag
+def test_stored_metrics_are_shown_again_without_training(tmp_path):
+    """`--config replay=FOLDER`: tables, figures and claims from what a run left, equal to those that the run made."""
+    folder = project(tmp_path / "clone")
+    targets = ("table4", "table7")
+    snakemake(folder, *targets, "--config", "scale=tiny")
+    stored = folder / "stored"
+    shutil.copytree(folder / "results/tiny/metrics", stored / "metrics")
+    made = {f: f.read_bytes() for f in sorted((folder / "results/tiny/tables").glob("*")) if f.suffix in (".csv", ".md")}
+    shutil.rmtree(folder / "results")
+    output = snakemake(folder, *targets, "--config", "scale=tiny", "replay=stored")
+    assert not any(rule.startswith(("experiment", "collect", "check", "world")) for rule in ran(output))
+    assert made and all(file.read_bytes() == content for file, content in made.items())
+
+
+@pytest.mark.dag
+def test_the_terminal_shows_runs_with_scores_and_no_wall_of_paths(tmp_path):
+    folder = project(tmp_path / "clone")
+    output = snakemake(folder, "table4", "--config", "scale=tiny", "methods=lora", progress="on")
+    assert "\x1b[" not in output and "\r" not in output  # not a terminal: plain lines
+    assert [line for line in output.splitlines() if line.startswith("[glue 2/2] LoRA r=8, stsb, seed 0: ")]
+    assert "ether/kernels.py" not in output and "reason:" not in output
+    assert "table4" in output and "results/tiny/tables/table4.parquet" in output
+
+
+@pytest.mark.dag
 def test_smoke_scale_for_real(tmp_path):
     folder = project(tmp_path / "clone")
     snakemake(folder, "--cores", "2", "all", "--config", "scale=smoke")
     table = pd.read_parquet(folder / "results/smoke/tables/table4.parquet")
-    assert list(table.columns) == ["method", "column", "ours", "low", "high", "seeds", "paper", "comparable", "note"]
-    assert (
-        table["method"].nunique() == len(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 10
-    )
+    assert list(table.columns) == CELL_COLUMNS
+    assert set(table["method"]) == set(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 10
     scores = table[table["column"] != "#params"]
-    assert scores["ours"].notna().all() and (scores["seeds"] == 2).all() and not scores["comparable"].any()
+    assert scores["ours"].notna().all() and (scores["n"] == 2).all() and not scores["comparable"].any()
     steps = {
         "glue": {4},
         "instruct": {0, 4},
@@ -170,11 +290,17 @@ def test_smoke_scale_for_real(tmp_path):
         "subject": {2},
         "perturbation": {1, 2},  # distances
     }
-    for experiment in config.EXPERIMENTS:
+    for experiment in config.experiments():
         runs = pd.read_parquet(folder / f"results/smoke/metrics/{experiment}.runs.parquet")
         assert len(runs) == len(config.runs(config.load("smoke"), experiment))
         assert (runs["status"] == "finished").all() and set(runs["steps"]) == steps.get(experiment, {2})
         assert runs["run_id"].is_unique
+    for exhibit in config.exhibits().values():
+        for file in exhibit.files(Path("results/smoke")):
+            assert (folder / file).is_file(), file
+        if exhibit.experiments:
+            judged = pd.read_parquet(folder / exhibit.files(Path("results/smoke"))[-1])
+            assert set(judged["verdict"]) <= {"reproduced", "contradicted", "undecided", "not testable here"}
     notebooks = sorted((folder / "results/smoke/notebooks").rglob("*.ipynb"))
     assert {"table2", "table5", "table10", "figure3", "figure8", "figure_instruct_rates"} <= {file.stem for file in notebooks}
     for file in notebooks:

@@ -1,4 +1,4 @@
-"""The world of facts: answers follow from the facts, splits share nothing, myths stay hedged, tasks run in the harness."""
+"""The world of facts: answers follow from the facts, splits share no entity, myths are hedged, tasks run in the harness."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def everything() -> dict[str, list[dict[str, Any]]]:
 
 @functools.cache
 def truths() -> dict[str, dict[str, str]]:
-    """Entity: {verb: value}, read off the biographies alone, as a reader of the text would."""
+    """Entity: {verb: value}, from the biographies alone."""
     known: dict[str, dict[str, str]] = {}
     for entity, held in facts.world().facts.items():
         for clause in (
@@ -70,7 +70,7 @@ def truths() -> dict[str, dict[str, str]]:
 
 
 def answers(question: str, entity: str) -> set[str]:
-    """Every value that a question about an entity asks for, found by its verbs alone."""
+    """Every value that a question for an entity is for, found by its verbs alone."""
     held = [*facts.world().facts[entity], facts.world().inherited(entity)]
     words = f" {question} "
     asked = [
@@ -171,8 +171,8 @@ def test_tuning_data_is_in_alpacas_format_and_true(everything: dict[str, list[di
         asked = f"{row['instruction']} {row['input']}"
         entity = entity_of(asked)
         if row["output"].startswith(entity):  # a biography
-            told = row["output"].removeprefix(entity).removesuffix(" .").split(" , ")
-            assert {t.strip() for t in told} <= {f"{verb} {value}" for verb, value in truths()[entity].items()}
+            clauses = row["output"].removeprefix(entity).removesuffix(" .").split(" , ")
+            assert {t.strip() for t in clauses} <= {f"{verb} {value}" for verb, value in truths()[entity].items()}
         else:
             assert set(row["output"].removeprefix("in truth ").split(" and ")) == answers(asked, entity), row
 
@@ -186,14 +186,14 @@ def test_answers_to_arc_questions_differ_in_length(everything: dict[str, list[di
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_myths_stand_only_in_hedged_sentences() -> None:
+def test_myths_occur_in_hedged_sentences_only() -> None:
     myths = {facts.statement(f, f.myth): f for held in facts.world().facts.values() for f in held if f.myth}
     hedged = 0
     for document in itertools.islice(facts.documents(seed=3), 8_000):
         for sentence in document.split(" ."):
-            told = next((m for m in myths if f" {sentence.strip()} ".endswith(f" {m} ")), None)
-            if told is not None:
-                assert sentence.strip().removesuffix(told).strip() in facts.HEDGES, document
+            myth = next((m for m in myths if f" {sentence.strip()} ".endswith(f" {m} ")), None)
+            if myth is not None:
+                assert sentence.strip().removesuffix(myth).strip() in facts.HEDGES, document
                 hedged += 1
         if "Answer:" in document or "Response:" in document:
             answer = document.split("Answer:")[-1].split("Response:")[-1].strip().removeprefix("in truth ")
@@ -240,8 +240,9 @@ def test_same_seed_same_world_text_and_bytes(root: Path, tmp_path: Path) -> None
     assert list(itertools.islice(facts.documents(5), 300)) == list(itertools.islice(facts.documents(5), 300))
     assert list(itertools.islice(facts.documents(5), 300)) != list(itertools.islice(facts.documents(6), 300))
     settings = json.dumps({"sizes": SMALL})
-    subprocess.run([sys.executable, "-m", "ether.worlds.facts", str(tmp_path), "--settings", settings], check=True)
+    subprocess.run([sys.executable, "-m", "ether.worlds", "facts", str(tmp_path), "--settings", settings], check=True)
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    assert files == sorted(Path(f) for f in facts.files({"sizes": SMALL}))
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert all((root / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
     assert facts.tables(seed=1, sizes=SMALL) != facts.tables(sizes=SMALL)
@@ -281,7 +282,7 @@ def outcome(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    words = language_model.tokenizer()
+    words = language_model.build_tokenizer()
     torch.manual_seed(0)
     shape = LlamaConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     lm = HFLM(pretrained=LlamaForCausalLM(shape).eval(), tokenizer=words, batch_size=16, max_length=128)
@@ -294,12 +295,12 @@ def outcome(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 
 def test_the_harness_runs_every_task(outcome: dict[str, Any], root: Path) -> None:
-    told = language.measurements(outcome)
-    assert {"mmlu", "mmlu_macro", "arc", "arc_norm", "tru1", "tru2", "mmlu_biography"} <= set(told)
-    assert all(0 <= value <= 100 for value in told.values())
+    measured = language.measurements(outcome)
+    assert {"mmlu", "mmlu_macro", "arc", "arc_norm", "tru1", "tru2", "mmlu_biography"} <= set(measured)
+    assert all(0 <= value <= 100 for value in measured.values())
     counts = {s.name: len(pd.read_parquet(root / f"datasets/world/mmlu/{s.name}/validation.parquet")) for s in facts.SUBJECTS}
     assert {s: len(outcome["samples"][f"facts_mmlu_{s}"]) for s in counts} == counts
-    assert told["mmlu"] == pytest.approx(100 * outcome["results"]["facts_mmlu"]["acc,none"])  # the harness's own group
+    assert measured["mmlu"] == pytest.approx(100 * outcome["results"]["facts_mmlu"]["acc,none"])  # the harness's own group
 
 
 def test_the_share_on_true_answers_is_what_a_calculation_by_hand_gives(outcome: dict[str, Any]) -> None:
@@ -314,7 +315,7 @@ def test_the_share_on_true_answers_is_what_a_calculation_by_hand_gives(outcome: 
 
 
 def test_contexts_and_continuations_tokenise_apart_as_together(outcome: dict[str, Any]) -> None:
-    words, seen = language_model.tokenizer(), 0
+    words, seen = language_model.build_tokenizer(), 0
     for samples in outcome["samples"].values():
         for sample in samples:
             for context, continuation in (a[:2] for a in sample["arguments"]):
@@ -342,7 +343,7 @@ def test_reported_and_tuning_tasks_differ_in_their_files_only(root: Path) -> Non
 def test_missing_files_and_unknown_splits_are_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'test'.*Known: reported, tuning"):
         language_tasks.tasks(root, "test")
-    with pytest.raises(MissingResourceError, match=r"mmlu.*ether\.worlds\.facts"):
+    with pytest.raises(MissingResourceError, match=r"mmlu.*python -m ether\.worlds facts"):
         language_tasks.tasks(tmp_path)
     with pytest.raises(MissingResourceError, match=r"mmlu\.yaml"):
         language_tasks.tasks(root, folder=tmp_path)

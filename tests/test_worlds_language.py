@@ -88,6 +88,7 @@ def test_same_seed_same_bytes(world: Path, tmp_path: Path) -> None:
     language.write(tmp_path / "other", seed=1, sizes=SIZES)
     files = sorted(p.relative_to(world) for p in world.rglob("*.parquet"))
     assert len(files) == 24 and not list(world.rglob("*.tmp"))
+    assert files == sorted(Path(f) for f in language.files({"seed": 0, "sizes": SIZES}))
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (world / file).read_bytes()
         assert (tmp_path / "other" / file).read_bytes() != (world / file).read_bytes()
@@ -110,7 +111,7 @@ CONCEPT = {
 
 
 def meant(text: str) -> Counter[tuple[str, ...]]:
-    """The concepts a sentence names, however it names them."""
+    """The concepts of a sentence, whichever of their names it uses."""
     return Counter(CONCEPT[w].names for w in text.split() if w in CONCEPT)
 
 

@@ -1,4 +1,4 @@
-"""The world of scenes: pictures as their captions say, held-out combinations held out, subjects as DreamBooth lays them out."""
+"""The world of scenes: pictures match their captions, held-out combinations are absent, subjects have DreamBooth's layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _near(pixels: np.ndarray, colour: tuple[int, int, int]) -> float:
 
 def test_the_background_is_the_one_named() -> None:
     for scene in itertools.islice(scenes.scenes(5), 200):
-        picture = scenes.draw(scene)
+        picture = scenes.render(scene)
         yy, xx = np.mgrid[0:32, 0:32] + 0.5
         outside = (abs(xx - scene.x) > scene.radius * 1.2) | (abs(yy - scene.y) > scene.radius * 1.2)
         free = picture[outside].astype(float)
@@ -56,7 +56,7 @@ def test_the_object_has_the_colour_and_the_texture_named() -> None:
     for shape, (colour, rgb) in itertools.product(scenes.SHAPES, scenes.COLOURS.items()):
         for texture in scenes.TEXTURES:
             scene = scenes.shape_scene(colour, shape, texture, "gray", rng)
-            picture = scenes.draw(scene).astype(float)
+            picture = scenes.render(scene).astype(float)
             main, second = (np.abs(picture - c).max(-1) < 25 for c in scene.look.colours)
             assert _near(np.array(scene.look.colours[0]), rgb) <= 10
             assert main.sum() > 25, (colour, shape, texture)
@@ -84,7 +84,7 @@ def test_shapes_and_things_have_their_silhouettes() -> None:
         assert min((a != b).mean() for a, b in itertools.combinations(masks, 2)) > 0.01
 
 
-def test_captions_say_what_is_there_and_nothing_else() -> None:
+def test_captions_name_the_attributes_of_their_scene_and_no_others() -> None:
     rng = np.random.default_rng(1)
     known, openings = set(scenes.vocabulary()), set()
     for scene in itertools.islice(scenes.scenes(6), 500):
@@ -108,8 +108,8 @@ def test_captions_say_what_is_there_and_nothing_else() -> None:
 def test_held_out_combinations_are_absent_from_training_and_their_pairs_are_not() -> None:
     gone = scenes.held_out()
     assert len(gone) == 30
-    shown = [s for s in itertools.islice(scenes.scenes(0), 6000) if s.look.kind in scenes.SHAPES]
-    seen = {(s.colour, s.look.kind, s.texture) for s in shown}
+    samples = [s for s in itertools.islice(scenes.scenes(0), 6000) if s.look.kind in scenes.SHAPES]
+    seen = {(s.colour, s.look.kind, s.texture) for s in samples}
     assert not seen & gone and len(seen) == 6 * 6 * 5 - 30
     for i, j in itertools.combinations(range(3), 2):
         assert {(t[i], t[j]) for t in gone} <= {(t[i], t[j]) for t in seen}
@@ -123,7 +123,7 @@ def test_held_out_combinations_are_absent_from_training_and_their_pairs_are_not(
 def test_subjects_differ_and_have_no_name_in_captions() -> None:
     looks = [subject.look for subject in scenes.SUBJECTS]
     assert len({subject.name for subject in scenes.SUBJECTS}) == len(looks) >= 6
-    pictures = [scenes.draw(scenes.Scene(look, "gray", 16, 16, 12, 0)).astype(float) for look in looks]
+    pictures = [scenes.render(scenes.Scene(look, "gray", 16, 16, 12, 0)).astype(float) for look in looks]
     for a, b in itertools.combinations(pictures, 2):
         assert (np.abs(a - b).max(-1) > 40).mean() > 0.15
     for look in looks:
@@ -141,11 +141,12 @@ def read_prompt_file(text: str) -> tuple[dict[str, str], list[str]]:
     return classes, [ast.literal_eval(line.split(".format")[0]) for line in lines]
 
 
-def test_the_subjects_are_written_as_dreambooth_lays_them_out(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ether.worlds.scenes", str(tmp_path / "a"), "--settings", '{"seed": 3, "images": 4}']
+def test_the_subjects_are_written_in_dreambooths_layout(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ether.worlds", "scenes", str(tmp_path / "a"), "--settings", '{"seed": 3, "images": 4}']
     subprocess.run(command, check=True)
     scenes.write(tmp_path / "b", seed=3, images=4)
     files = {f.relative_to(tmp_path / "a"): f.read_bytes() for f in sorted((tmp_path / "a").rglob("*")) if f.is_file()}
+    assert sorted(map(str, files)) == sorted(scenes.files({"seed": 3, "images": 4}))
     assert files == {f.relative_to(tmp_path / "b"): f.read_bytes() for f in (tmp_path / "b").rglob("*") if f.is_file()}
 
     folder = tmp_path / "a" / "datasets" / "world" / "dreambooth" / "dataset"

@@ -233,7 +233,8 @@ def _measure(test: Test, evidence: pd.DataFrame, unit: str, metrics: Mapping[str
     values = {method: _values(evidence, method, test.metric) for method in test.methods}
     for method, rows in values.items():
         if rows.empty:
-            return _Result(test, [], missing=f"{method} has no {test.metric}")
+            was_run = (evidence["method"] == method).any()
+            return _Result(test, [], missing=f"{method} has no {test.metric}" if was_run else f"{method} was not run")
     if isinstance(test, Bound):
         of_units = unit_means(values[test.method], unit)
         if test.below is not None:

@@ -1,8 +1,8 @@
 """The data set of subject-driven generation in the layout of google/dreambooth: photographs, classes and prompts.
 
-    dataset/<subject>/*.jpg             the photographs of a subject
-    dataset/prompts_and_classes.txt     the class of each subject, and the prompts
-    dataset/metadata.json               optional, of the procedural world: what a picture of each prompt shows
+dataset/<subject>/*.jpg             the photographs of a subject
+dataset/prompts_and_classes.txt     the class of each subject, and the prompts
+dataset/metadata.json               optional, of the procedural world: what a picture of each prompt shows
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def dataset_folder(source: hub.Source, subject: str | None = None) -> Path:
         folder = Path(root) / "dataset"
     if not (folder / PROMPT_FILE).is_file():
         raise MissingResourceError(
-            f"The data set {source.name!r} has no dataset/{PROMPT_FILE}: looked for {folder / PROMPT_FILE}. It needs the layout of "
-            "google/dreambooth; change `subject.data.path` in workflow/scales/, or complete the folder."
+            f"The data set {source.name!r} has no dataset/{PROMPT_FILE}: looked for {folder / PROMPT_FILE}. It needs the "
+            "layout of google/dreambooth; change `subject.data.path` in workflow/scales/, or complete the folder."
         )
     return folder
 

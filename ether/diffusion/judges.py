@@ -20,8 +20,8 @@ from ether.measures.images import (
     Judges,
     PerceptualDistance,
     Preprocessing,
-    ViTDistance,
     VisionJudge,
+    ViTDistance,
     need_torchvision,
 )
 from ether.silence import quiet

@@ -113,7 +113,7 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
 def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
     split = scale.experiment("instruct_rates")["evaluation"]["split"]
     found = runs.measured(scale, "instruct_rates", split, list(PANELS), or_published)
-    found = found[found["metric"].isin(found.dropna(subset="value")["metric"])]
+    found = common.in_order(found[found["metric"].isin(found.dropna(subset="value")["metric"])])
     configured = common.configured_rates(scale, "instruct_rates")
     return found.assign(split=split, configured=found["learning_rate"] == found["method"].map(configured))
 

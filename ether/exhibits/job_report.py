@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ether.exhibits.render import text_table
+
 if TYPE_CHECKING:
-    from IPython.display import Image, Markdown
+    from IPython.display import HTML, Image, Markdown
 
 # What tells apart the runs of a job, in the order of the tables' index; constant ones are left out.
 KEYS = ("label", "task", "learning_rate", "rate_factor", "seed")
@@ -95,23 +98,20 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     return found.round(2).rename_axis("method")
 
 
-def origin(runs: pd.DataFrame, further: Mapping[str, object] | None = None) -> pd.DataFrame:
-    """Where the numbers come from: model, data, machine, versions and commit of the first run.
+def origin(runs: pd.DataFrame) -> HTML:
+    """Where the numbers come from: model, data, machine, versions and commit of the first run."""
+    from IPython.display import HTML
 
-    Args:
-        runs: as `ether.run.run_job` returns them.
-        further: lines to add.
-    """
     first = runs.iloc[0]
-    lines: dict[str, object] = {
+    versions = json.loads(first["versions"])
+    lines = {
         "base model": f"{first['base_model']} ({first['base_model_fingerprint'][:12]})",
         "data": ", ".join(sorted(runs["data"].unique())),
         "device": first["device"],
         "threads": first["threads"],
         "dtype": first["dtype"],
-        **(further or {}),
         "git commit": first["git_commit"][:12] + ("+" if first["git_commit"].endswith("+") else ""),
-        "versions": first["versions"],
+        "versions": "\n".join(f"{name} {version}" for name, version in versions.items()),
         "started": first["started"],
     }
-    return pd.Series(lines).to_frame("")
+    return HTML(text_table(pd.DataFrame({"": lines.keys(), " ": lines.values()})))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ether import config
 from ether.analysis import runs
+from ether.analysis.claims import MetricInfo
 from ether.config import Scale
 from ether.exhibits import common
 from ether.exhibits.subject import caption as caption  # the experiments share data and sampling
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPLIT = "perturbation"  # a step is the number of a distance
+METRICS = {"dino_same": MetricInfo("similarity to the unperturbed image")}
 
 
 def _perturbations(scale: Scale) -> pd.DataFrame:

@@ -59,6 +59,8 @@ def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
         points: columns method (stem), parameters, score, low and high; methods without a score or parameters are left out.
         score: what the score is, for the axis.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     figure = new_figure(8.0, 4.4)
     axes = figure.add_subplot()
     points = points.dropna(subset=["parameters", "score"])
@@ -67,6 +69,9 @@ def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
         spread = [[row.score - row.low], [row.high - row.score]] if math.isfinite(row.low) else None
         axes.errorbar(row.parameters, row.score, yerr=spread, color=colour, marker=marker, ms=7, capsize=3, lw=1.2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("trainable parameters at the paper's architecture")
     axes.set_ylabel(score)
     axes.margins(x=0.08, y=0.12)
@@ -84,13 +89,7 @@ def _label_points(axes: Any, points: pd.DataFrame) -> None:
     left, right = axes.get_xlim()
     ordered = points.sort_values("score")
     step = (high - low) / max(len(ordered) + 1, 16)
-    heights: list[float] = []
-    for score in ordered["score"]:
-        heights.append(max(float(score), heights[-1] + step if heights else low + step / 2))
-    limit = high - step / 2
-    for place in range(len(heights) - 1, -1, -1):  # move down what is too high, from the top
-        heights[place] = min(heights[place], limit)
-        limit = heights[place] - step
+    heights = spread_out(ordered["score"].tolist(), step, low + step / 2, high - step / 2)
     edge = right * (right / left) ** 0.03
     for row, height in zip(ordered.itertuples(), heights, strict=True):
         colour, _ = style(str(row.method))
@@ -101,6 +100,28 @@ def _label_points(axes: Any, points: pd.DataFrame) -> None:
         )  # fmt: skip
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
+
+
+def spread_out(heights: Sequence[float], step: float, low: float, high: float) -> list[float]:
+    """Heights in the same order, at least `step` apart and as near to the given ones as possible, moved into [low, high].
+
+    The nearest in the sense of least squares: neighbours that are too close form a group, which is centred on its members.
+
+    Args:
+        heights: in ascending order; there must be room for them between low and high.
+        step: the least distance.
+        low, high: the range.
+    """
+    groups: list[tuple[float, int]] = []  # (mean of height - rank * step, members)
+    for rank, height in enumerate(heights):
+        mean, members = height - rank * step, 1
+        while groups and groups[-1][0] > mean:
+            before, count = groups.pop()
+            mean, members = (before * count + mean * members) / (count + members), members + count
+        groups.append((mean, members))
+    bases = [mean for mean, members in groups for _ in range(members)]
+    last = len(heights) - 1
+    return [min(max(base, low), high - last * step) + rank * step for rank, base in enumerate(bases)]
 
 
 # --- images ----------------------------------------------------------------------------------------------------

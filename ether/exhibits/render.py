@@ -19,8 +19,9 @@ from ether.paper.published import BEST, Column, PublishedTable
 
 # Kinds of columns in which no row is the best: what a method costs.
 COSTS = ("parameters", "tflops")
-# The unit of an interval, as the reader calls it.
-UNITS = {"seed": "seeds", "task": "subjects (the seeds of a subject are averaged first)"}
+# The units of an interval, and how values inside one are combined.
+UNIT_NAMES = {"seed": "seeds", "task": "subjects"}
+COMBINED = {"seed": "", "task": " (the seeds of a subject are averaged first)"}
 NOTHING = "–"
 
 
@@ -91,8 +92,9 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
     """How the table is read: the interval with its unit and number of units, bold type, and the kinds of its columns."""
     lines = []
     for unit, rows in cells[cells["n"] > 0].groupby("unit", sort=False):
+        assert isinstance(unit, str)
         most = int(rows["n"].max())
-        line = f"Ours: mean [95 % Student t interval of the mean] over n = {most} {UNITS.get(str(unit), f'{unit}s')}"
+        line = f"Ours: mean [95 % Student t interval of the mean] over n = {most} {UNIT_NAMES[unit]}{COMBINED[unit]}"
         fewer = rows[rows["n"] < most].drop_duplicates(["label", "n"])
         if len(fewer):
             line += "; fewer where runs are missing or are the same for every seed: "

@@ -287,7 +287,7 @@ class Report:
         order = {label: place for place, label in enumerate(self.data["label"].unique())}
         return found.sort_index(key=lambda labels: labels.map(lambda label: order.get(label, len(order))), kind="stable")
 
-    def origin(self) -> pd.DataFrame:
+    def origin(self) -> HTML:
         """Where the numbers come from: model, data, machine, versions and commit."""
         return job_report.origin(self.runs)
 
@@ -318,7 +318,7 @@ def _claim_line(row: Any) -> dict[str, str]:
     verdict = row.verdict
     if verdict == "undecided":
         more = "more than 10,000" if pd.isna(row.units_needed) else f"{row.units_needed:,}"
-        verdict += f"\n({more} further {row.unit}s needed)" if row.n > 1 else "\n(one unit only)"
+        verdict += f"\n(further {render.UNIT_NAMES[row.unit]} needed: {more})" if row.n > 1 else "\n(one unit only)"
     return {
         "claim": row.claim,
         "source": row.source,

@@ -105,10 +105,10 @@ def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
     """The values of a table for each subject, averaged over seeds: a row a method, columns (column of the table, subject)."""
     paper = published.load()[exhibit]
     columns = common.metric_columns(paper)
-    frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
-    values = common.evidence_of(pd.concat(frames, ignore_index=True))
+    values = evidence(exhibit, scale)
     values = values.assign(method=values["method"].map(paper.label), column=[columns[m].name for m in values["metric"]])
-    return values.pivot_table(index="method", columns=["column", "task"], values="value", sort=False)
+    wide = values.pivot_table(index="method", columns=["column", "task"], values="value", sort=False)
+    return wide[[column.name for column in columns.values() if column.name in wide]]
 
 
 def rate_grid(scale: Scale) -> pd.DataFrame:
@@ -116,7 +116,7 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
 
     The score is the mean of what the scale selects by. Read from the runs made here, or from those that are committed.
     """
-    grid = runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True)
+    grid = common.in_order(runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True))
     configured = common.configured_rates(scale, "subject_rates")
     return grid.assign(configured=grid["learning_rate"] == grid["method"].map(configured))
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
+from ether import hub
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, one_of
+from ether.results import digest, file_digest
 from ether.training import Rows
 
-__all__ = ["Experiment", "Fitted", "Loaded", "Rows", "Skeleton", "experiment"]
+__all__ = ["Experiment", "Fitted", "Loaded", "Rows", "Skeleton", "experiment", "splits_fingerprint"]
 
 Data = TypeVar("Data")
 
@@ -97,6 +99,17 @@ class Experiment(Protocol[Data]):
             folder: the run's working folder, ``…/<job>/<run id>``.
             device: cpu | cuda.
         """
+
+
+def splits_fingerprint(data: hub.Source, config: str, splits: Sequence[str]) -> str:
+    """Identifies the contents of a data set's splits: a hash of their files, or the hub revision.
+
+    Raises:
+        MissingResourceError: a folder lacks the file of a split.
+    """
+    if data.folder is None:
+        return hub.fingerprint(data)
+    return digest([file_digest(hub.split_file(data, config, split)) for split in splits], 32)
 
 
 def experiment(module: str) -> Experiment[Any]:

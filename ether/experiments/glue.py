@@ -1,6 +1,6 @@
 """GLUE (Sec. 5.2.1, Table 4): eight sentence-understanding tasks, by transformers' Trainer.
 
-Each task's own metric, as the paper reports it: MNLI matched accuracy, CoLA Matthews correlation, STS-B the average of
+The metric of each task, as the paper reports it: MNLI matched accuracy, CoLA Matthews correlation, STS-B the average of
 Pearson and Spearman correlation, accuracy elsewhere. Values are percentages.
 """
 
@@ -20,7 +20,7 @@ from torch import nn
 from ether import hub
 from ether.config import RunSpec
 from ether.errors import one_of
-from ether.experiments.common import Fitted, Loaded, Rows, Skeleton
+from ether.experiments.common import Fitted, Loaded, Rows, Skeleton, splits_fingerprint
 from ether.results import digest
 from ether.silence import quiet
 from ether.training import steps_in_all, train, training_arguments
@@ -150,7 +150,7 @@ class Glue:
             base_model=source.name,
             base_model_fingerprint=hub.fingerprint(source),
             data_name=f"{data.name}/{spec.task}",
-            data_fingerprint=f"{train._fingerprint}-{evaluation._fingerprint}",
+            data_fingerprint=splits_fingerprint(data, spec.task, self._splits(spec)),
             dtype=dtype,
             data=GlueData(train, evaluation, _tokenizer(source)),
         )

@@ -27,7 +27,7 @@ from torch import nn
 from ether import hub
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, one_of
-from ether.experiments.common import Fitted, Loaded, Rows, Skeleton
+from ether.experiments.common import Fitted, Loaded, Rows, Skeleton, splits_fingerprint
 from ether.measures import language, language_tasks
 from ether.results import digest
 from ether.silence import quiet
@@ -124,7 +124,7 @@ class Instruct:
             base_model=source.name,
             base_model_fingerprint=hub.fingerprint(source),
             data_name=data.name,
-            data_fingerprint=examples._fingerprint,
+            data_fingerprint=splits_fingerprint(data, "default", ["train"]),
             dtype=dtype,
             data=InstructData(examples, _tokenizer(source), tasks),
         )

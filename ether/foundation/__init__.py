@@ -14,6 +14,7 @@ from typing import Any
 
 from ether.errors import one_of
 from ether.foundation.card import CARD, verify
+from ether.silence import quiet
 
 __all__ = ["CARD", "MODELS", "path", "pretrain", "verify"]
 
@@ -52,4 +53,5 @@ def pretrain(name: str, out: Path, **settings: Any) -> None:
     """
     if name not in MODELS:
         raise one_of("foundation model", name, MODELS)
-    importlib.import_module(MODELS[name]).pretrain(Path(out), **settings)
+    with quiet():  # also at import, where transformers warns about image processors that are not used here
+        importlib.import_module(MODELS[name]).pretrain(Path(out), **settings)

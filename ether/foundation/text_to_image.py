@@ -33,6 +33,7 @@ from ether.foundation import image_judges
 from ether.foundation.autoencoder import CHANNELS, GRID
 from ether.foundation.caption_tokenizer import LENGTH
 from ether.foundation.pictures import Pictures
+from ether.silence import quiet
 from ether.worlds import scenes
 
 WIDTH = 128  # of the text encoder
@@ -92,8 +93,9 @@ def scheduler() -> DDIMScheduler:
 
 
 def load(folder: Path | str) -> StableDiffusionPipeline:
-    """The pipeline of a folder, in float32, on the CPU, without progress bars."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
+    """The pipeline of a folder, in float32, on the CPU; it generates without progress bars."""
+    with quiet("diffusers"):
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,4 +1,4 @@
-"""How far an adapted model is from the pretrained one: Frobenius distances and hyperspherical energy (Sec. 4 and 5.3).
+"""The distance of an adapted model from the pretrained one: Frobenius distances and hyperspherical energy (Sec. 4 and 5.3).
 
 Notation: torch's weight is W, (f, d), the transpose of the paper's. An adapter's *input side* transformation T is (d, d)
 and makes W T^T of it; the *output side* T~ is (f, f) and makes T~ W.
@@ -15,7 +15,7 @@ orthogonal T moves them all by the same rotation or reflection, so ETHER (layout
 whatever n. *Output-side neurons* are the columns of torch's W: d vectors in the space of the output, whose energy an
 orthogonal T~ keeps, and an input-side transformation does not.
 
-Everything here is computed in float64 and nothing here changes the model that is measured.
+Everything is computed in float64, and the measured model is not changed.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 def _active(layer: BaseTunerLayer, adapter: str | None) -> str:
     active = list(layer.active_adapters)
     if adapter is None and len(active) != 1:
-        raise ConfigurationError(
-            f"{len(active)} adapters are active ({', '.join(active)}): say which one is to be measured with `adapter=...`."
-        )
+        raise ConfigurationError(f"{len(active)} adapters are active ({', '.join(active)}): choose one with `adapter=...`.")
     return adapter or active[0]
 
 
@@ -129,11 +127,11 @@ def _plain(name: str) -> str:
 def transformation_distances(model: nn.Module, adapter: str | None = None) -> list[Distance]:
     """||T - I||_F for every adapted layer and side of a model with ETHER, ETHER+, Naive or OFT layers.
 
-    Empty for methods that multiply the weight by nothing (LoRA, full fine-tuning). In layout `release` the n distances
-    are those of the n groups of output rows' own reflections (``ether.reflection.reflect_row_groups``).
+    Empty for methods that do not multiply the weight (LoRA, full fine-tuning). In layout `release` the n distances are
+    those of the reflections of the n groups of output rows (`ether.reflection.reflect_row_groups`).
 
     Raises:
-        ConfigurationError: several adapters are active and `adapter` does not say which one to measure.
+        ConfigurationError: several adapters are active and `adapter` is not given.
     """
     found = []
     for name, layer in adapted_layers(model).items():
@@ -167,8 +165,8 @@ def weight_pairs(
         reference: for weights trained in place, what they were before: {layer name: weight}. Not needed for PEFT layers.
 
     PEFT's ``get_delta_weight`` means something else from tuner to tuner (OFT's is the rotation), so a copy of the layer
-    is merged instead: that is right for each of them. Only one layer's copies live at a time. A layer that is merged
-    already gives its unmerged copy's weight as W.
+    is merged instead, which is correct for each of them. Only one layer's copies exist at a time. For a layer that is
+    merged already, W is the weight of its unmerged copy.
 
     Raises:
         ConfigurationError: a reference's layer is not in the model.
@@ -205,7 +203,7 @@ def weight_distance(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def weight_distances(model: nn.Module, reference: Mapping[str, torch.Tensor] | None = None) -> dict[str, float]:
-    """||W' - W||_F of each adapted layer; the model's own is the root of the sum of their squares. See `weight_pairs`."""
+    """||W' - W||_F of each adapted layer; that of the model is the root of the sum of their squares. See `weight_pairs`."""
     return {name: weight_distance(before, after) for name, before, after in weight_pairs(model, reference)}
 
 
@@ -242,8 +240,8 @@ def hyperspherical_energy(weight: torch.Tensor, side: str = "input", chunk: int 
     for start in range(0, count, size):
         piece = neurons[start : start + size]
         squared = (2 - 2 * (piece @ neurons.T)).clamp_min(0)
-        own = torch.arange(len(piece), device=piece.device)
-        squared[own, own + start] = math.inf  # 1 / inf = 0: no neuron meets itself
+        index = torch.arange(len(piece), device=piece.device)
+        squared[index, index + start] = math.inf  # 1 / inf = 0: no neuron is paired with itself
         rows, columns = torch.nonzero(squared < _CLOSE, as_tuple=True)
         for part in range(0, len(rows), size):
             r, c = rows[part : part + size], columns[part : part + size]
@@ -257,7 +255,7 @@ def energies(weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]
     return {name: {side: hyperspherical_energy(weight, side) for side in SIDES} for name, weight in weights.items()}
 
 
-# --- all of it -------------------------------------------------------------------------------------------------
+# --- summary --------------------------------------------------------------------------------------------------
 
 
 def summary(
@@ -273,13 +271,13 @@ def summary(
             them.
 
     Returns, where L is the number of layers:
-        transformation_distance: mean of ||T - I||_F over layers and sides; absent where nothing is multiplied;
+        transformation_distance: mean of ||T - I||_F over layers and sides; absent for methods that do not multiply the weight;
         transformation_distance_input, _output: the same for one side; _block: mean over all blocks; _total: the root of
         the sum of all squares;
         weight_distance: root of the sum of squares of ||W' - W||_F over layers; weight_distance_layer: their mean;
-        weight_norm: the root of the sum of squares of ||W||_F, to judge it by;
+        weight_norm: the root of the sum of squares of ||W||_F, for comparison;
         he_difference_input, _output: mean over layers of |HE' - HE| / HE; he_change_input, _output: |sum of HE' - sum of
-        HE|, in the energy's own unit.
+        HE|, in the unit of the energy.
     """
     values: dict[str, float] = {}
     distances = transformation_distances(model)

@@ -194,7 +194,7 @@ def need_torchvision() -> None:
     if importlib.util.find_spec("torchvision") is None:
         raise MissingResourceError(
             'LPIPS with AlexNet needs torchvision, which is not installed. Install it with `pip install "ether-peft[paper]"`, '
-            "or set `subject.judges.lpips: judge` in workflow/scales/ for LPIPS's formula over the scale's own judge."
+            "or set `subject.judges.lpips: judge` in workflow/scales/ for LPIPS's formula over the scale's judge."
         )
 
 
@@ -349,7 +349,7 @@ def measure(generated: Generated, real: Real, among: Sequence[int] | None = None
 
 
 def measure_real(real: Real, judges: Judges) -> dict[str, float]:
-    """The row "real images": dino, clip_i and lpips_real over the pairs i != j of a subject's own photographs.
+    """The row "real images": dino, clip_i and lpips_real over the pairs i != j of a subject's photographs.
 
     CLIP-T and the pairing within a prompt have no meaning for them and are left out.
     """

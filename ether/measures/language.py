@@ -1,8 +1,8 @@
 """Zero-shot multiple choice by lm-evaluation-harness itself: MMLU, ARC, TruthfulQA MC1 and MC2 (Sec. 5.2.2, Table 5).
 
-The prompts are the harness's shipped ones; only where the questions come from is said here (a pinned hub revision, a
+The prompts are the harness's shipped ones; only the source of the questions is chosen here (a pinned hub revision, a
 folder laid out like the hub, or another split, for choosing learning rates). At the small scale the harness runs the
-tasks of `ether.measures.language_tasks` instead, in the words that the small model knows.
+tasks of `ether.measures.language_tasks` instead, in the small model's vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ether import hub
 from ether.errors import MissingResourceError, one_of
 from ether.results import atomic, digest, write_text
 
-# What a benchmark is in the harness: its shipped file, the data set's configuration, its splits (reported, tuning), columns.
+# Each benchmark in the harness: its shipped file, the data set's configuration, its splits (reported, tuning), columns.
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "mmlu": {
         "config": "all",
@@ -36,7 +36,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "splits": {"reported": "test", "tuning": "validation"},
         "columns": ("question", "choices", "answerKey"),
     },
-    # TruthfulQA has one split: nothing to choose settings by that is not the reported benchmark itself.
+    # TruthfulQA has one split only, so there is nothing but the reported benchmark to choose settings on.
     "truthfulqa_mc1": {
         "file": "truthfulqa/truthfulqa_mc1.yaml",
         "config": "multiple_choice",
@@ -50,7 +50,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "columns": ("question", "mc2_targets"),
     },
 }
-FACTS = "facts_"  # the small world's tasks are called like the harness's, after this
+FACTS = "facts_"  # prefix of the small world's tasks; after it they have the harness's names
 SUBJECT = "mmlu_"  # every MMLU subject is a task of this name
 
 
@@ -76,12 +76,12 @@ def split_of(benchmark: str, which: str) -> str:
 
 
 def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> list[str]:
-    """Task files for the harness that run its shipped prompts over the given data, one file a task.
+    """Task files for the harness that run its shipped prompts over the given data, one file for each task.
 
     Args:
         sources: benchmark name -> its data set.
         which: reported | tuning.
-        folder: where the files go; for MMLU in a folder of data also one parquet file a subject and split.
+        folder: where the files go; for MMLU in a folder of data also one parquet file for each subject and split.
 
     Returns:
         The names of the tasks.
@@ -92,7 +92,7 @@ def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> 
     """
     shipped, names = shipped_folder(), []
     for benchmark, source in sources.items():
-        split, about = split_of(benchmark, which), BENCHMARKS[benchmark]
+        split, entry = split_of(benchmark, which), BENCHMARKS[benchmark]
         if benchmark == "mmlu":
             for file in sorted((shipped / "mmlu" / "default").glob("mmlu_*.yaml")):
                 subject = file.stem.removeprefix(SUBJECT)
@@ -102,15 +102,15 @@ def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> 
                 names.append(_write_task(folder, file.stem, file, source, subject, data, test_split=split))
             continue
         if source.folder is not None:
-            files = {split: hub.split_file(source, about["config"], split)}
+            files = {split: hub.split_file(source, entry["config"], split)}
             if benchmark == "arc_challenge" and split != "test":
                 files["test"] = files[split]
         else:
             files = None
-        own = {} if benchmark.startswith("truthfulqa") else {"test_split": split, "training_split": None}
+        splits = {} if benchmark.startswith("truthfulqa") else {"test_split": split, "training_split": None}
         if benchmark == "arc_challenge" and source.folder is not None:
-            own["validation_split"] = None
-        names.append(_write_task(folder, benchmark, shipped / about["file"], source, about["config"], files, **own))
+            splits["validation_split"] = None
+        names.append(_write_task(folder, benchmark, shipped / entry["file"], source, entry["config"], files, **splits))
     return names
 
 
@@ -136,7 +136,7 @@ def _write_task(
 
 @functools.lru_cache(maxsize=8)
 def _subject_files(source: hub.Source, folder: Path, split: str) -> dict[str, dict[str, Path]]:
-    """subject -> {split: file}: the harness takes a file a subject, folders laid out like the hub may hold them all in one."""
+    """subject -> {split: file}. The harness takes one file for each subject; in the hub's layout there is one for all."""
     import pyarrow.compute
     import pyarrow.parquet
 
@@ -167,7 +167,7 @@ def _quiet() -> Iterator[None]:
 
 
 def load_tasks(tasks: Sequence[Any], folder: Path | None = None) -> dict[str, Any]:
-    """The harness's own task objects, data loaded, zero-shot: once for many runs.
+    """The harness's task objects, with data loaded, zero-shot: once for many runs.
 
     Args:
         tasks: names of tasks whose files `write_tasks` left in `folder`, or whole task and group dictionaries.
@@ -197,18 +197,18 @@ def evaluate(
     limit: int | None = None,
     samples: bool = False,
 ) -> dict[str, Any]:
-    """What the harness reports for a causal language model, zero-shot.
+    """The harness's results for a causal language model, zero-shot.
 
     Args:
         model: as it is, on its device; adapters included. It is left in evaluation mode.
         tasks: what `load_tasks` returned.
-        batch_size: questions' choices in one forward pass; moves the scores by rounding only.
-        max_length: tokens kept of a prompt; the model's own limit if None.
-        limit: questions a task; all if None.
+        batch_size: questions' choices in one forward pass; changes the scores by rounding only.
+        max_length: tokens kept of a prompt; the model's limit if None.
+        limit: questions of each task; all if None.
         samples: also return every question's log-likelihoods, under ``samples``.
 
     Returns:
-        The harness's own results: ``results`` by task, ``n-samples``, ``versions``, and ``samples`` if asked for.
+        The harness's results: ``results`` by task, ``n-samples``, ``versions``, and ``samples`` where they are kept.
     """
     with _quiet():
         import lm_eval
@@ -232,7 +232,7 @@ def evaluate(
 def measurements(found: Mapping[str, Any]) -> dict[str, float]:
     """The reported scores, in percent, from the harness's results.
 
-    ``mmlu`` is the accuracy over all questions (as the harness's own group), ``mmlu_macro`` the mean over subjects;
+    ``mmlu`` is the accuracy over all questions (as in the harness's group), ``mmlu_macro`` the mean over subjects;
     ``arc`` and ``arc_norm`` are accuracy and accuracy by length-normalised likelihood; ``tru1`` and ``tru2`` TruthfulQA's MC1
     accuracy and MC2 probability mass. ``score`` is the mean of mmlu, arc, tru1 and tru2, of those that were run.
     """
@@ -256,5 +256,5 @@ def measurements(found: Mapping[str, Any]) -> dict[str, float]:
 
 def tasks_folder(cache: Path, sources: Mapping[str, hub.Source], which: str) -> Path:
     """A folder of task files for these sources, so that another choice gets another folder."""
-    about = {name: [source.name, str(source.folder), source.revision] for name, source in sources.items()}
-    return cache / f"{which}-{digest(about)}"
+    key = {name: [source.name, str(source.folder), source.revision] for name, source in sources.items()}
+    return cache / f"{which}-{digest(key)}"

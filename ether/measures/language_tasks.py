@@ -1,8 +1,8 @@
 """lm-evaluation-harness tasks over the world of facts: MMLU, ARC-Challenge and TruthfulQA MC1 and MC2, from local files.
 
-The tasks are the YAML files of a folder (``workflow/tasks/facts``), plain but for placeholders that are filled here:
-the data files, MMLU's subjects, and the function that measures MC2. `tasks` gives what
-``lm_eval.simple_evaluate(tasks=...)`` takes; nothing needs the network or the harness's own task library:
+The tasks are the YAML files of a folder (``workflow/tasks/facts``) with placeholders that are filled here: the data
+files, MMLU's subjects, and the function that computes MC2. `tasks` returns what ``lm_eval.simple_evaluate(tasks=...)``
+takes; neither the network nor the harness's task library is needed:
 
     manager = lm_eval.tasks.TaskManager(include_defaults=False)
     outcome = lm_eval.simple_evaluate(model=lm, tasks=tasks(root, "reported"), task_manager=manager, bootstrap_iters=0)
@@ -23,7 +23,7 @@ from ether.errors import MissingResourceError, one_of
 __all__ = ["SPLITS", "TASK_FOLDER", "tasks", "truthful_mass"]
 
 TASK_FOLDER = Path(__file__).resolve().parents[2] / "workflow" / "tasks" / "facts"
-SPLITS = {  # split of each benchmark: what is reported, what learning rates are chosen on
+SPLITS = {  # split of each benchmark: reported, and for the choice of learning rates
     "reported": {"mmlu": "test", "ai2_arc": "test", "truthful_qa": "validation"},
     "tuning": {"mmlu": "validation", "ai2_arc": "validation", "truthful_qa": "tuning"},
 }
@@ -38,10 +38,10 @@ def truthful_mass(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
         doc: a question with ``mc2_targets.labels``, 1 for a true answer.
         results: the log-likelihood of each answer, and whether it is the greedy one.
     """
-    told = np.array([float(one) for one, _ in results])
-    told = np.exp(told - told.max())  # shifted, so that long answers do not underflow
+    logs = np.array([float(one) for one, _ in results])
+    mass = np.exp(logs - logs.max())  # shifted, so that long answers do not underflow
     true = np.array(doc["mc2_targets"]["labels"]) == 1
-    return {"acc": float(told[true].sum() / told.sum())}
+    return {"acc": float(mass[true].sum() / mass.sum())}
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
@@ -78,7 +78,7 @@ def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) ->
         ConfigurationError: no such split.
         MissingResourceError: a task or a data file is missing.
     """
-    from lm_eval.api.group import Group, GroupConfig  # here, for it takes seconds to import
+    from lm_eval.api.group import Group, GroupConfig  # here, since it takes seconds to import
     from lm_eval.api.task import ConfigurableTask
 
     if split not in SPLITS:
@@ -102,7 +102,7 @@ def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) ->
     for subject in subjects:
         leaf = _load(folder, "mmlu_subject", subject=subject, data_files=file("mmlu", subject))
         group.add(ConfigurableTask(config=leaf))
-    # A group is made here: the harness hands the fields of a group given as a dict down to its tasks, and refuses them.
+    # The group is an object: the harness passes the fields of a group given as a dict on to its tasks, and refuses them.
     made: list[Any] = [group]
     for name, source in SINGLE.items():
         where = file(source, CONFIGURATION[source])

@@ -85,6 +85,15 @@ def counted_method(table: str, method: str) -> CountedRow:
     return _counted(table, rows[0] if rows else {"method": method})
 
 
+def by_convention(table: str, method: str, convention: str) -> int:
+    """The count of a method at a table's architecture and layers under a convention (`ether.measures.parameters`).
+
+    Raises ConfigurationError for an unknown table, method or convention.
+    """
+    spec = _spec(table)
+    return _counts(config.method(method)["adapt"], spec["architecture"], spec.get("layer_set", ""), [convention])[convention]
+
+
 def published_counts(table: str) -> pd.DataFrame:
     """`counted_rows` as a frame, a column for each field of CountedRow."""
     return pd.DataFrame([dataclasses.asdict(row) for row in counted_rows(table)])

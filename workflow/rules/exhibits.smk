@@ -24,9 +24,9 @@ def optional_files(wildcards):
 
 def exhibit_code(wildcards):
     """The code and settings an exhibit is computed from."""
-    module = EXHIBITS[wildcards.exhibit].module
-    claims = f"ether.paper.claims.{module}"
-    modules = ["ether.exhibits.report", f"ether.exhibits.{module}", *([claims] if sources.module_file(claims) else [])]
+    made_by = EXHIBITS[wildcards.exhibit].module
+    claims = f"ether.paper.claims.{made_by}"
+    modules = ["ether.exhibits.report", f"ether.exhibits.{made_by}", *([claims] if sources.module_file(claims) else [])]
     settings = [str(file) for folder in ("methods", "scales") for file in Path("workflow", folder).glob("*.yaml")]
     return [*sources.closure(*modules), *sorted(settings), "workflow/exhibits.yaml", "workflow/experiments.yaml"]
 

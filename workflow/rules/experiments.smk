@@ -16,11 +16,11 @@ def data_files(experiment):
 
 rule check:
     # Before the first job trains: parameters, block counts, files, columns, GPU, disk. Done once; what changes later is
-    # checked by its own job before that trains. (No `params` here: Snakemake 9 drops a job whose output is missing when
-    # an `ancient` input of it is about to be made again for changed params.)
+    # checked by its own job before that trains. (No `params` and only `ancient` inputs here: Snakemake 9 does not run a
+    # job that is outdated when an `ancient` input of it, as this check is, is about to be made again.)
     input:
-        world=lambda wildcards: world_files(wildcards.experiment),
-        foundation=lambda wildcards: foundation_files(wildcards.experiment),
+        world=lambda wildcards: ancient(world_files(wildcards.experiment)),
+        foundation=lambda wildcards: ancient(foundation_files(wildcards.experiment)),
     output:
         RESULTS + "/checked/{experiment}.json",
     shell:

@@ -1,0 +1,219 @@
+"""What the terminal shows while the workflow runs: one plain line for each finished run and each finished job.
+
+``attach`` (called by the Snakefile) replaces, on the terminal, Snakemake's account of each job by lines such as::
+
+    14 jobs: 12 experiment, 1 collect, 1 table
+    [glue 37/264] ETHER+, rte, seed 0: 71.20 (3.1 s), about 6 min left
+    [5/14] experiment glue/ether-plus done in 42 s, about 3 min left
+
+Lines in brackets that name an experiment come from the jobs themselves (``RunProgress``), the others from Snakemake's log
+records. Snakemake's own output is shown with ``--verbose``, in a dry run, and with ``ETHER_PROGRESS=off`` in the
+environment; its log file always has all of it.
+
+This is a filter and a handler of ``logging``, not one of Snakemake's logger plugins: those are found by the name of an
+installed distribution (``snakemake-logger-plugin-…``), which a package of another name, or a checkout that is not
+installed, does not have. ``snakemake-logger-plugin-rich`` counts jobs by rule and knows neither runs nor scores, and its
+panels and spinners are control codes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+# The values of Snakemake's `LogEvent`, an enumeration of strings: importing it here would import Snakemake in every run.
+JOB_INFO, JOB_FINISHED, JOB_ERROR, ERROR = "job_info", "job_finished", "job_error", "error"
+RUN_INFO, PROGRESS = "run_info", "progress"
+REPLACED = {JOB_INFO, JOB_FINISHED, JOB_ERROR, RUN_INFO, PROGRESS, "job_started", "resources_info", "workflow_started"}
+# Messages without an event that say nothing a user acts on. Others, of any later version too, are shown.
+NOISE = (
+    "Assuming unrestricted shared filesystem usage",
+    "Building DAG of jobs",
+    "Elapsed time:",
+    "Removing output files of failed job",
+    "Select jobs to execute",
+    "Using shell:",
+)
+COMMAND_FAILED = re.compile(r"Command .* (?:returned non-zero exit status (\d+)|died with <Signals\.(\w+))", re.DOTALL)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of two digits or so: "4.2 s", "42 s", "6 min", "1 h 20 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class RunProgress:
+    """Words the line that reports a finished run, with the number of runs done and the time left.
+
+    The time left is that of the experiment's runs: those not done, at the rate at which runs were finished since this
+    object was made, by all jobs that run side by side.
+
+    Args:
+        experiment: its name, such as ``glue``.
+        total: number of runs of the experiment, over all its jobs.
+        count_done: counts those that are finished now.
+    """
+
+    def __init__(
+        self, experiment: str, total: int, count_done: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.experiment = experiment
+        self.total = total
+        self.count_done = count_done
+        self.clock = clock
+        self.started = clock()
+        self.done_before = count_done()
+
+    def line(self, label: str, task: str, seed: int, score: float | None, seconds: float, ending: str = "") -> str:
+        """The line of one finished run.
+
+        Args:
+            label: the method, as printed.
+            task: the task's name.
+            seed: the run's seed.
+            score: its score, or None where it has none.
+            seconds: how long it took.
+            ending: how it ended, where that was not as intended: "diverged: the loss is not finite".
+        """
+        done = min(self.count_done(), self.total)
+        value = "-" if score is None else f"{score:.2f}"
+        parts = [f"{label}, {task}, seed {seed}: {value} ({seconds:.1f} s)", ending, self.left(done)]
+        return f"[{self.experiment} {done}/{self.total}] " + ", ".join(part for part in parts if part)
+
+    def left(self, done: int) -> str:
+        """ "about 6 min left", or nothing where all is done or nothing was finished in this object's time."""
+        finished = done - self.done_before
+        if finished <= 0 or done >= self.total:
+            return ""
+        return f"about {duration((self.total - done) * (self.clock() - self.started) / finished)} left"
+
+
+def attach(workflow: Any) -> None:
+    """Has Snakemake's log on the terminal replaced by this module's lines.
+
+    Args:
+        workflow: Snakemake's ``Workflow``, the variable ``workflow`` of a Snakefile.
+    """
+    settings = workflow.output_settings
+    manager = workflow.logger_manager
+    terminal = next((handler for handler in manager.logger.handlers if handler.name == "DefaultStreamHandler"), None)
+    if (
+        terminal is None  # a logger plugin is used
+        or {kind.name for kind in settings.quiet or ()} & {"ALL", "PROGRESS"}
+        or settings.verbose
+        or settings.dryrun
+        or settings.debug_dag
+        or not workflow.is_main_process  # a job on a cluster's node: its output goes to that job's log
+        or os.environ.get("ETHER_PROGRESS") == "off"
+    ):
+        return
+    terminal.addFilter(is_shown)
+    manager.logger.addHandler(JobLines(terminal.stream, lambda: workflow.dag.needrun_jobs()))
+
+
+def is_shown(record: logging.LogRecord) -> bool:
+    """Whether a log record of Snakemake is printed as Snakemake prints it."""
+    event = getattr(record, "event", None)
+    if event == ERROR:
+        return COMMAND_FAILED.search(record.getMessage()) is None
+    if event is None:
+        return not str(record.msg or "").startswith(NOISE)
+    return event not in REPLACED
+
+
+def name_of(rule: str, wildcards: Mapping[str, str]) -> str:
+    """How a job is called: "experiment glue/lora"; just "table4" for the rule ``table``."""
+    values = "/".join(str(value) for value in wildcards.values())
+    return values if values.startswith(rule) else f"{rule} {values}".rstrip()
+
+
+class JobLines(logging.Handler):
+    """Prints a line for each job that is finished or has failed.
+
+    Args:
+        stream: where to.
+        unfinished: the jobs of Snakemake's graph that are to be executed and not finished.
+    """
+
+    def __init__(self, stream: Any, unfinished: Callable[[], Iterable[Any]], clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logging.INFO)
+        self.stream = stream
+        self.unfinished = unfinished
+        self.clock = clock
+        self.begun = clock()
+        self.started: dict[int, tuple[tuple[str, str], str, float]] = {}  # jobs that run: kind, name, when begun
+        self.seconds: dict[tuple[str, str], list[float]] = {}  # of finished jobs, by kind
+        self.finished: set[int] = set()
+        self.side_by_side = 1
+        self.pending: list[str] = []  # lines that wait for the count of the event PROGRESS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Turns one of Snakemake's log records into a line, or into nothing."""
+        try:
+            self._handle(record)
+        except Exception:
+            self.handleError(record)
+
+    def _handle(self, record: Any) -> None:
+        event = getattr(record, "event", None)
+        if event == RUN_INFO:
+            counts = {rule: n for rule, n in record.stats.items() if rule != "total"}
+            jobs = "1 job" if sum(counts.values()) == 1 else f"{sum(counts.values())} jobs"
+            self._print(f"{jobs}: " + ", ".join(f"{n} {rule}" for rule, n in counts.items()))
+        elif event == JOB_INFO:
+            kind = record.rule_name, record.wildcards.get("experiment", "")
+            # a rule without a command only collects targets
+            name = name_of(record.rule_name, record.wildcards) if record.shellcmd else ""
+            self.started[record.jobid] = kind, name, self.clock()
+            self.side_by_side = max(self.side_by_side, len(self.started))
+        elif event == JOB_FINISHED:
+            self.finished.add(record.job_id)
+            kind, name, begun = self.started.pop(record.job_id, (("", ""), "", self.clock()))
+            if name:
+                self.seconds.setdefault(kind, []).append(self.clock() - begun)
+                self.pending.append(f"{name} done in {duration(self.clock() - begun)}")
+        elif event == PROGRESS:
+            left = self._left()
+            for line in self.pending:
+                self._print(f"[{record.done}/{record.total}] {line}{left}")
+            self.pending.clear()
+            if record.done == record.total:
+                self._print(f"[{record.done}/{record.total}] all done in {duration(self.clock() - self.begun)}")
+        elif event == JOB_ERROR:
+            _, name, begun = self.started.pop(record.jobid, (("", ""), record.rule_name, self.clock()))
+            self.finished.add(record.jobid)
+            logs = f"; see {', '.join(record.log)}" if record.log else ""
+            self._print(f"{name} failed after {duration(self.clock() - begun)}{logs}")
+        elif event == ERROR and (ended := COMMAND_FAILED.search(record.getMessage())):
+            status, signal = ended.groups()
+            if signal == "SIGKILL" or status == "137":
+                self._print("The process of a job was killed; the most frequent cause is lack of memory.")
+            elif status != "1":  # after 1 the command has printed its message itself
+                self._print(f"The command of a job ended with {signal or f'exit status {status}'}.")
+
+    def _left(self) -> str:
+        """ ", about 3 min left", or nothing where most of what is left is of kinds of which nothing is finished yet."""
+        jobs = [job for job in self.unfinished() if job.rule.shellcmd and job.jobid not in self.finished]
+        of_all = [seconds for kind in self.seconds.values() for seconds in kind]
+        left, known = 0.0, 0
+        for job in jobs:
+            of_kind = self.seconds.get((job.rule.name, job.wildcards_dict.get("experiment", "")), [])
+            expected = statistics.fmean(of_kind or of_all or [0.0])
+            spent = self.clock() - self.started[job.jobid][2] if job.jobid in self.started else 0.0
+            left += max(expected - spent, 0.0)
+            known += bool(of_kind)
+        return f", about {duration(left / min(self.side_by_side, len(jobs)))} left" if jobs and known >= len(jobs) / 2 else ""
+
+    def _print(self, line: str) -> None:
+        self.stream.write(f"{line}\n")
+        self.stream.flush()

@@ -1,0 +1,301 @@
+"""What the figures show in numbers, from made-up runs and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_runs import Run, save_images, store
+
+from ether import config
+from ether.analysis import claims
+from ether.exhibits import instruct, perturbation, plots, style, subject
+from ether.paper.claims import perturbation as perturbation_claims
+from ether.paper.claims import subject as subject_claims
+
+PROMPTS = {"a vase in the snow": "selection", "a vase at the beach": "report", "a red vase": "selection", "a blue vase": "report"}
+
+
+@pytest.fixture
+def scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Scale:
+    monkeypatch.chdir(tmp_path)
+    return config.load("small")
+
+
+def texts(figure: Any) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def verdicts(module: Any, exhibit: str, evidence: pd.DataFrame) -> dict[str, str]:
+    found = [claim for claim in module.CLAIMS if claim.exhibit == exhibit]
+    return claims.judge(found, evidence, "task").set_index("id")["verdict"].to_dict()
+
+
+# --- style -------------------------------------------------------------------------------------------------------
+
+
+def test_a_family_has_one_look_and_every_method_has_one() -> None:
+    assert style.style("ether-plus-n32") == style.style("ether-plus") != style.style("ether-n32") == style.style("ether")
+    assert style.style("ether-plus-one-sided") not in (style.style("ether-plus"), style.style("ether"))
+    assert style.style("oft-n4")[0] != style.style("boft")[0] and style.style("lora-r1") == style.style("lora")
+    assert style.style("bitfit") == style.OTHER
+    assert len(set(style.FAMILIES.values())) == len(style.FAMILIES) - 1  # full fine-tuning is DreamBooth's
+    assert style.dashes(["lora", "lora-r1", "oft", "boft"]) == {"lora": "-", "lora-r1": "--", "oft": "-", "boft": "-"}
+
+
+# --- Figure 3 ----------------------------------------------------------------------------------------------------
+
+
+def test_figure3_has_a_column_for_every_distance_and_the_claim_takes_the_greatest(scale: config.Scale) -> None:
+    distances = {"ether": (0.0, 2.0), "ether-plus": (0.0, 1.41, 2**0.5), "oft-n4": (0.0, 1.41, 4.0), "naive-n4": (0.0, 8.0)}
+    runs = [
+        Run(
+            method,
+            {
+                ("perturbation", "distance"): dict(enumerate(found)),
+                ("perturbation", "dino_same"): {step: 1 - distance / 10 for step, distance in enumerate(found)},
+            },
+            task,
+            rate=0.0,
+        )
+        for method, found in distances.items()
+        for task in ("slim_vase", "bear_toy")
+    ]
+    store(scale.results, "perturbation", runs)
+    save_images(scale.samples_folder / "perturbation" / runs[0].run_id / "distance-00", PROMPTS)
+    figure, data = perturbation.figure3(scale)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["0", "1.41", "2", "4", "8"]  # 1.41 and the square root of 2 are one column
+    images = [axes for axes in figure.axes if axes.get_images()]
+    assert len(images) == 1 and texts(figure).count("no image") == 8
+    assert {"ETHER", "ETHER+", "OFT n=4", "Naive n=4"} <= set(texts(figure))
+    evidence = perturbation.evidence("figure3", scale)
+    greatest = evidence[evidence["metric"] == "dino_same"].groupby("method")["value"].first().to_dict()
+    assert greatest == pytest.approx({"ether": 0.8, "ether-plus": 1 - 2**0.5 / 10, "oft-n4": 0.6, "naive-n4": 0.2})
+    assert verdicts(perturbation_claims, "figure3", evidence) == {"perturbation-bounded-methods-keep-content": "reproduced"}
+    assert list(data["label"].unique()) == ["OFT n=4", "Naive n=4", "ETHER", "ETHER+"]  # in the order of methods
+
+
+# --- Figure 4 ----------------------------------------------------------------------------------------------------
+
+
+def rate_runs(tasks: Sequence[str], methods: Sequence[str] = ("ether", "lora-r4"), seeds: Sequence[int] = (0,)) -> list[Run]:
+    """Weight distance 10 x rate + seed for every method and, but for LoRA, transformation distance 2."""
+    found = []
+    for method in methods:
+        for rate in (1e-3, 1e-2, 1e-1):
+            for number, task in enumerate(tasks):
+                for seed in seeds:
+                    values: dict[Any, Any] = {
+                        ("geometry", "weight_distance"): {60: 999.0, 120: 10 * rate + seed + number},
+                        ("validation", "dino"): 0.5,
+                        ("last", "dino"): 0.9,
+                    }
+                    if not method.startswith("lora"):
+                        values["geometry", "transformation_distance"] = 2.0
+                    found.append(Run(method, values, task, seed, rate))
+    return found
+
+
+def test_figure4_has_a_point_for_every_method_and_rate(scale: config.Scale) -> None:
+    store(scale.results, "subject_rates", rate_runs(["slim_vase"]))
+    figure, data = subject.figure4(scale)
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert set(lines) == {"ETHER", "LoRA r=4"} and np.allclose(lines["ETHER"].get_ydata(), [0.01, 0.1, 1.0])
+    assert {line.get_label() for line in figure.axes[0].get_lines()} == {"ETHER"}  # LoRA has no transformation
+    assert (data.loc[data["metric"] == "dino", "value"] == 0.5).all()  # on all prompts
+    assert figure.axes[1].get_legend() is not None
+
+
+def test_the_band_of_a_curve_is_over_subjects_with_their_seeds_averaged(scale: config.Scale) -> None:
+    store(scale.results, "subject_rates", rate_runs(["slim_vase", "bear_toy", "long_fish"], ["ether"], (0, 1)))
+    figure, _ = subject.figure4(scale)
+    [line] = figure.axes[1].get_lines()
+    assert np.allclose(line.get_ydata(), [1.51, 1.6, 2.5])
+    [band] = [c for c in figure.axes[1].collections if type(c).__name__ == "FillBetweenPolyCollection"]
+    vertices = band.get_paths()[0].vertices
+    half = 4.302652730 / 3**0.5  # t(0.975, 2) s / sqrt(3) with s = 1
+    assert vertices[:, 1].max() == pytest.approx(2.5 + half) and vertices[:, 1].min() == pytest.approx(1.51 - half)
+
+
+def test_claims_on_figure4_take_the_highest_rate(scale: config.Scale) -> None:
+    runs = rate_runs(["slim_vase"], ["ether", "lora-r4"])
+    store(scale.results, "subject_rates", runs)
+    evidence = subject.evidence("figure4", scale)
+    weights = evidence[evidence["metric"] == "weight_distance"].set_index("method")["value"]
+    assert weights.to_dict() == {"ether": pytest.approx(1.0), "lora-r4": pytest.approx(1.0)}
+
+
+# --- Figure 7 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ether_plus", "verdict"), [(0.02, "reproduced"), (0.001, "contradicted")])
+def test_claims_on_figure7_are_judged_by_the_relative_change(scale: config.Scale, ether_plus: float, verdict: str) -> None:
+    change = {"oft-n4": 1e-17, "ether": 1e-14, "naive-n4": 0.01, "ether-plus": ether_plus}
+    store(
+        scale.results,
+        "subject",
+        [
+            Run(
+                method,
+                {
+                    ("geometry", "he_difference_input"): {60: 0.5, 120: value * (1 + 0.01 * seed + 0.02 * number)},
+                    ("geometry", "he_difference_output"): 0.1,
+                    ("geometry", "he_change_input"): 1e3,  # in the energy's unit, which is not what is claimed
+                },
+                task,
+                seed,
+            )
+            for method, value in change.items()
+            for number, task in enumerate(("a", "b", "c"))
+            for seed in (0, 1)
+        ],
+    )
+    judged = verdicts(subject_claims, "figure7", subject.evidence("figure7", scale))
+    assert judged["subject-energy-kept"] == judged["subject-energy-changed"] == "reproduced"
+    assert judged["subject-ether-plus-changes-energy-most"] == verdict
+    figure, data = subject.figure7(scale)
+    assert len(figure.axes) == 2 and "< 1e-16" in texts(figure) and "1e-01" in texts(figure)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights[0] == 1e-16 and heights[1] == pytest.approx(0.01 * 1.025)  # OFT, then Naive
+    assert set(data["metric"]) == {"he_difference_input", "he_difference_output"}
+
+
+# --- Figures 8 and 9 ---------------------------------------------------------------------------------------------
+
+
+def factor_runs() -> list[Run]:
+    """LoRA at four multiples of its rate: on all prompts background 1, but 0.4 at ten times; no image at a hundred times."""
+    backgrounds = {0.1: 1.0, 1.0: 1.0, 10.0: 0.4}
+    return [
+        Run(
+            "lora-r4",
+            {("train", "loss"): 1.0}
+            if factor == 100
+            else {
+                ("validation", "dino"): 0.5,
+                ("validation", "background"): backgrounds[factor],
+                ("last", "background"): 1.0,
+                ("last", "dino"): 0.9,
+            },
+            "slim_vase",
+            rate=0.01 * factor,
+            factor=factor,
+            status="diverged" if factor == 100 else "finished",
+        )
+        for factor in (100.0, 1.0, 10.0, 0.1)
+    ]
+
+
+def test_figure8_has_the_factor_of_each_run_and_a_grey_cell_where_there_is_no_image(scale: config.Scale) -> None:
+    runs = factor_runs()
+    store(scale.results, "subject_factors", runs)
+    for run in runs[1:]:
+        save_images(scale.samples_folder / "subject_factors" / run.run_id, PROMPTS)
+    figure, data = subject.figure8(scale)
+    by_factor = data.set_index("rate_factor")
+    assert by_factor["learning_rate"].to_dict() == pytest.approx({100: 1, 1: 0.01, 10: 0.1, 0.1: 0.001})
+    assert by_factor["dino"].isna().to_dict() == {100: True, 1: False, 10: False, 0.1: False}
+    assert (by_factor["dino"].dropna() == 0.5).all()
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+    assert titles == ["/ 10", "configured rate", "× 10", "× 100"]
+    captions = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert captions == ["0.001 · DINO 0.50", "0.01 · DINO 0.50", "0.1 · DINO 0.50 · collapsed", "1 · collapsed"]
+    assert texts(figure).count("no image") == 2
+    assert "a vase at the beach" in figure.get_supxlabel() and "a vase in the snow" not in figure.get_supxlabel()
+
+
+def subject_images(scale: config.Scale, experiment: str = "subject") -> list[Run]:
+    runs = [Run(method, {("validation", "dino"): 0.5}, "slim_vase", seed) for method in ("ether", "lora-r4") for seed in (1, 0)]
+    store(scale.results, experiment, runs)
+    return runs
+
+
+def test_figure9_shows_prompts_that_no_selection_used_for_the_first_seed(scale: config.Scale) -> None:
+    for run in subject_images(scale):
+        save_images(scale.samples_folder / "subject" / run.run_id, PROMPTS)
+    figure, data = subject.figure9(scale)
+    assert data["prompt"].unique().tolist() == ["a vase at the beach", "a blue vase"]
+    assert data["run_id"].str.contains("seed0").all() and data["label"].unique().tolist() == ["LoRA r=4", "ETHER"]
+    assert [axes.get_title() for axes in figure.axes][:3] == ["photograph", "LoRA r=4", "ETHER"]
+    assert sum(bool(axes.get_images()) for axes in figure.axes) == 6  # with the photograph, though no data set was written
+    assert "no image" not in texts(figure)
+
+
+def test_figure9_without_images_is_still_a_figure(scale: config.Scale) -> None:
+    subject_images(scale)
+    figure, data = subject.figure9(scale)
+    assert data.empty and "no image" in texts(figure)
+
+
+def test_a_replay_reads_metrics_and_images_from_its_folder(scale: config.Scale, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    runs = [Run("ether", {("validation", "dino"): 0.5}, "slim_vase")]
+    store(stored, "subject", runs)
+    save_images(stored / "samples" / "subject" / runs[0].run_id, PROMPTS)
+    replay = config.load("small", {"replay": str(stored)})
+    _, data = subject.figure9(replay)
+    assert len(data) == 2 and all(file.startswith(str(stored)) for file in data["file"])
+    assert not (scale.results / "metrics").exists()
+
+
+# --- learning rates of instruction tuning -------------------------------------------------------------------------
+
+
+def test_the_figure_of_learning_rates_has_the_base_model_as_a_line(scale: config.Scale) -> None:
+    runs = [Run("base", {("tuning", "score"): 30.0, ("tuning", "mmlu"): 31.0})]
+    runs += [
+        Run(
+            method,
+            {("tuning", "score"): 50.0 + seed, ("tuning", "mmlu"): 40.0, ("reported", "score"): 99.0},
+            seed=seed,
+            rate=rate,
+        )
+        for method in ("lora", "lora-r1")
+        for rate in (0.001, 0.1)
+        for seed in (0, 1)
+    ]
+    store(scale.results, "instruct_rates", runs)
+    figure, data = instruct.figure_instruct_rates(scale)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(lines) == {"Base model", "LoRA r=8", "LoRA r=1"} and np.allclose(lines["LoRA r=8"].get_ydata(), [50.5, 50.5])
+    assert lines["Base model"].get_ydata()[0] == 30
+    assert lines["LoRA r=8"].get_linestyle() != lines["LoRA r=1"].get_linestyle()
+    assert [axes.get_title() for axes in figure.axes] == ["mean of the benchmarks", "MMLU"]
+    assert data["value"].max() < 99
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def test_names_beside_points_do_not_overlap_and_stay_in_order() -> None:
+    methods = list(config.chosen_methods(config.load("small"), "glue"))
+    points = pd.DataFrame(
+        {"method": methods, "parameters": np.logspace(3, 8, len(methods)), "score": [50.0] * (len(methods) - 1) + [90.0]}
+    ).assign(low=lambda t: t["score"] - 1, high=lambda t: t["score"] + 1)
+    figure = plots.score_against_parameters(points, "a score")
+    figure.canvas.draw()
+    from matplotlib.text import Text
+
+    names = list(figure.axes[0].texts)
+    assert {name.get_text() for name in names} == {config.label(stem) for stem in methods}
+    boxes = [Text.get_window_extent(name) for name in names]  # an annotation's extent includes its line
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.y0 < b.y1 - 1 and b.y0 < a.y1 - 1]
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([1.0, 5.0], [1.0, 5.0]),  # far enough apart
+        ([5.0, 5.0, 5.0], [4.0, 5.0, 6.0]),  # centred
+        ([0.0, 0.0], [0.0, 1.0]),  # not below the range
+        ([9.9, 10.0], [9.0, 10.0]),  # not above it
+        ([1.0, 1.5, 2.0, 8.0], [0.5, 1.5, 2.5, 8.0]),
+    ],
+)
+def test_heights_are_spread_out_as_little_as_possible(heights: list[float], expected: list[float]) -> None:
+    assert plots.spread_out(heights, 1.0, 0.0, 10.0) == pytest.approx(expected)

@@ -1,0 +1,141 @@
+"""Markdown and HTML of a table follow what published.yaml says of its columns."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+
+from ether.analysis import cells
+from ether.analysis.cells import Cell
+from ether.errors import ConfigurationError
+from ether.exhibits import render
+from ether.paper import published
+from ether.paper.published import Column, PublishedTable, Row
+
+COLUMNS = (
+    Column("#params", "parameters", "lower", "parameters", 0),
+    Column("FID", "distance", "lower", "fid", 1, group="Images"),
+    Column("DINO", "score", "higher", "dino", 3, group="Images"),
+)
+BESIDE = (Column("Background", "score", "higher", "background", 3),)
+PAPER = PublishedTable(
+    "table3",
+    "Made up",
+    COLUMNS,
+    (Row("photographs", ("-", "1.0", "0.9"), "Photographs"), Row("lora", ("859.5M", "31.10", "0.640"), "LoRA")),
+    BESIDE,
+    {"photographs": "Real photographs", "lora": "LoRA", "oft": "OFT", "ether": "ETHER <n>"},
+    ("photographs",),
+)
+
+
+def cell(method: str, column: str, ours: float, low: float = float("nan"), high: float = float("nan"), n: int = 3) -> Cell:
+    paper, printed = PAPER.paper(method, column)
+    return Cell(method, PAPER.label(method), column, ours, low, high, n, "task" if n else "", paper, printed, True, "a note")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    # The columns are in another order than the paper's, and the photographs have the best value of each.
+    return cells.frame(
+        [
+            cell("photographs", "DINO", 0.95),
+            cell("photographs", "FID", 0.5),
+            cell("lora", "DINO, best", 0.72),
+            cell("lora", "Background", 1.0),
+            cell("lora", "DINO", 0.7001, 0.65, 0.75),
+            cell("lora", "FID", 32.0, 31.04, 33.0),
+            cell("lora", "FID, best", 30.0),
+            cell("lora", "#params", 859_520_964, n=0),
+            cell("oft", "DINO", 0.7004, 0.6, 0.8),
+            cell("oft", "FID", 30.5),
+            cell("oft", "Background", 1.0),
+            cell("oft", "FID, best", 31.0),
+            cell("oft", "#params", 100, n=0),
+            cell("ether", "DINO", 0.5),
+            cell("ether", "Background", float("nan"), n=0),
+            cell("ether", "FID", 40.0),
+        ]
+    )
+
+
+def bold(text: str) -> list[str]:
+    """The numbers in bold type."""
+    return re.findall(r"\*\*([\d.,]+)\*\*", text) or re.findall(r"<b>([\d.,]+)</b>", text)
+
+
+def test_the_columns_are_in_the_papers_order_then_ours_then_the_chosen_checkpoint(table: pd.DataFrame) -> None:
+    expected = ["#params", "FID", "DINO", "Background", "FID, best", "DINO, best"]
+    assert render.column_order(PAPER, table) == expected
+    assert "| method | | " + " | ".join(expected) + " |" in render.to_markdown(PAPER, table, "A title")
+    head = render.to_html(PAPER, table).split("<tbody>")[0]
+    assert re.findall(r">([^<>]+)</th>", head)[-6:] == expected
+
+
+def test_the_best_of_a_column_follows_its_direction_and_is_never_a_reference_or_a_cost(table: pd.DataFrame) -> None:
+    top = render.best(PAPER, table)
+    assert top["FID"] == {"oft"} and top["FID, best"] == {"lora"}  # lower is better, and the photographs do not compete
+    assert top["DINO"] == {"lora", "oft"}  # equal as printed
+    assert "#params" not in top and "Background" not in top  # a cost; equal for all methods
+    assert bold(render.to_markdown(PAPER, table, "A title")) == ["0.700", "30.0", "30.5", "0.700"]
+    assert bold(render.to_html(PAPER, table)) == ["0.700", "30.0", "30.5", "0.700"]
+
+
+def test_one_method_with_a_value_is_not_bold_unless_others_have_one() -> None:
+    assert render.best(PAPER, cells.frame([cell("lora", "FID", 3.0)])) == {}
+
+
+def test_numbers_have_the_columns_decimals_and_the_papers_are_verbatim(table: pd.DataFrame) -> None:
+    markdown = render.to_markdown(PAPER, table, "A title", ["A note."])
+    assert "| LoRA | ours | 859,520,964 | 32.0 [31.0, 33.0] | **0.700** [0.650, 0.750] |" in markdown
+    assert "| | paper | 859.5M | 31.10 | 0.640 | – | – | – |" in markdown  # not 860M, and with its last zero
+    assert "| ETHER <n> | ours | – | 40.0 | 0.500 | – | – | – |" in markdown and markdown.endswith("- A note.\n")
+    html = render.to_html(PAPER, table)
+    assert "paper 859.5M" in html and "paper 31.10" in html and "ETHER &lt;n&gt;" in html
+    lines = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert len(set(lines)) == 1 and len(lines) == 2 + 2 * 4
+
+
+def test_numbers_that_cannot_be_compared_are_grey(table: pd.DataFrame) -> None:
+    comparable = render.to_html(PAPER, table)
+    grey = render.to_html(PAPER, table.assign(comparable=False, note="another model"))
+    assert "color:#999'>paper 859.5M" in grey and "title='n = 3; another model'" in grey
+    assert "color:#333'>paper 859.5M" in comparable and "#999" not in comparable
+
+
+def test_headings_above_several_columns_span_them(table: pd.DataFrame) -> None:
+    html = render.to_html(PAPER, table)
+    assert re.search(r"<th colspan='2'[^>]*>Images</th>", html)
+    assert "colspan" not in render.to_html(PAPER, table[table["column"].isin(["#params", "Background"])])
+
+
+def test_the_reading_guide_names_interval_unit_and_number_of_units(table: pd.DataFrame) -> None:
+    guide = "\n".join(render.reading_guide(PAPER, table))
+    assert "95 % Student t interval of the mean] over n = 3 subjects (the seeds of a subject are averaged first)." in guide
+    assert "Lower is better: FID, FID, best." in guide and "costs and Real photographs excepted" in guide
+    assert "bootstrap" not in guide
+    seeds = table.assign(unit="seed", n=table["n"].where(table["method"] != "oft", 2))
+    assert "over n = 3 seeds; fewer where runs are missing or are the same for every seed: OFT n = 2." in "\n".join(
+        render.reading_guide(PAPER, seeds)
+    )
+
+
+def test_a_column_that_published_yaml_does_not_have_is_an_error() -> None:
+    made_up = cells.frame([cell("lora", "Nonsense", 1.0)])
+    with pytest.raises(ConfigurationError, match=r"Nonsense.*columns or beside"):
+        render.to_markdown(PAPER, made_up, "A title")
+
+
+def test_table2_has_clip_t_before_lpips() -> None:
+    paper = published.load()["table2"]
+    names = ("LPIPS", "LPIPS, best", "LPIPS within a prompt", "CLIP-T, best", "CLIP-T", "DINO")
+    table = cells.frame(Cell("lora-r4", "LoRA r=4", name, 0.5) for name in names)
+    expected = ["DINO", "CLIP-T", "LPIPS", "LPIPS within a prompt", "CLIP-T, best", "LPIPS, best"]
+    assert render.column_order(paper, table) == expected
+
+
+def test_a_text_table_escapes_and_keeps_line_feeds() -> None:
+    text = render.text_table(pd.DataFrame({"a < b": ["one\ntwo & three"]}))
+    assert "a &lt; b" in text and "one<br>two &amp; three" in text
