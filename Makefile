@@ -1,11 +1,12 @@
 # make <target>: sets up .venv from the project's own files (once), then runs `snakemake --cores N <target>`
 # with as many cores as there are; each job takes one, and the numbers do not depend on how many run side by side.
-#   make table4            make table4 CORES=1            make table4 CONFIG="scale=smoke"
+#   make table4       make table4 CORES=1       make table4 CONFIG="scale=smoke"       make table4 ARGS=--verbose
 # make setup does the set-up alone; make test sets up and runs the tests, on all cores (TEST_WORKERS=N).
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
 TEST_WORKERS ?= $(CORES)
 CONFIG ?=
+ARGS ?=
 # The build of torch. A plain CPU or CUDA build of this version serves; another version: TORCH="torch==2.12.*"
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,4p' Makefile
 
 setup: $(READY)
 
@@ -37,6 +38,6 @@ lint: $(READY)
 
 # Everything else is a target of the workflow.
 %: $(READY)
-	$(RUN) snakemake --cores $(CORES) $@ $(if $(CONFIG),--config $(CONFIG))
+	$(RUN) snakemake --cores $(CORES) $@ $(ARGS) $(if $(CONFIG),--config $(CONFIG))
 
 Makefile pyproject.toml: ;

@@ -1,13 +1,13 @@
-"""What the terminal shows while the workflow runs: one plain line for each finished run and each finished job.
+"""The terminal's output while the workflow runs: one plain line for each finished run and each finished job.
 
-``attach`` (called by the Snakefile) replaces, on the terminal, Snakemake's account of each job by lines such as::
+``attach`` (called by the Snakefile) replaces Snakemake's report of each job on the terminal by lines such as::
 
     14 jobs: 12 experiment, 1 collect, 1 table
     [glue 37/264] ETHER+, rte, seed 0: 71.20 (3.1 s), about 6 min left
     [5/14] experiment glue/ether-plus done in 42 s, about 3 min left
 
 Lines in brackets that name an experiment come from the jobs themselves (``RunProgress``), the others from Snakemake's log
-records. Snakemake's own output is shown with ``--verbose``, in a dry run, and with ``ETHER_PROGRESS=off`` in the
+records. Snakemake's own output appears with ``--verbose``, in a dry run, and with ``ETHER_PROGRESS=off`` in the
 environment; its log file always has all of it.
 
 This is a filter and a handler of ``logging``, not one of Snakemake's logger plugins: those are found by the name of an
@@ -30,7 +30,7 @@ from typing import Any
 JOB_INFO, JOB_FINISHED, JOB_ERROR, ERROR = "job_info", "job_finished", "job_error", "error"
 RUN_INFO, PROGRESS = "run_info", "progress"
 REPLACED = {JOB_INFO, JOB_FINISHED, JOB_ERROR, RUN_INFO, PROGRESS, "job_started", "resources_info", "workflow_started"}
-# Messages without an event that say nothing a user acts on. Others, of any later version too, are shown.
+# Messages without an event that a user does not need. All others, those of later versions included, are printed.
 NOISE = (
     "Assuming unrestricted shared filesystem usage",
     "Building DAG of jobs",
@@ -43,7 +43,7 @@ COMMAND_FAILED = re.compile(r"Command .* (?:returned non-zero exit status (\d+)|
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words of two digits or so: "4.2 s", "42 s", "6 min", "1 h 20 min"."""
+    """Seconds as text of about two digits: "4.2 s", "42 s", "6 min", "1 h 20 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 class RunProgress:
-    """Words the line that reports a finished run, with the number of runs done and the time left.
+    """Formats the line that reports a finished run, with the number of runs done and the time left.
 
     The time left is that of the experiment's runs: those not done, at the rate at which runs were finished since this
     object was made, by all jobs that run side by side.
@@ -99,7 +99,7 @@ class RunProgress:
 
 
 def attach(workflow: Any) -> None:
-    """Has Snakemake's log on the terminal replaced by this module's lines.
+    """Replaces Snakemake's log on the terminal by this module's lines.
 
     Args:
         workflow: Snakemake's ``Workflow``, the variable ``workflow`` of a Snakefile.
@@ -117,11 +117,11 @@ def attach(workflow: Any) -> None:
         or os.environ.get("ETHER_PROGRESS") == "off"
     ):
         return
-    terminal.addFilter(is_shown)
+    terminal.addFilter(is_printed)
     manager.logger.addHandler(JobLines(terminal.stream, lambda: workflow.dag.needrun_jobs()))
 
 
-def is_shown(record: logging.LogRecord) -> bool:
+def is_printed(record: logging.LogRecord) -> bool:
     """Whether a log record of Snakemake is printed as Snakemake prints it."""
     event = getattr(record, "event", None)
     if event == ERROR:
@@ -132,7 +132,7 @@ def is_shown(record: logging.LogRecord) -> bool:
 
 
 def name_of(rule: str, wildcards: Mapping[str, str]) -> str:
-    """How a job is called: "experiment glue/lora"; just "table4" for the rule ``table``."""
+    """The name of a job: "experiment glue/lora"; only "table4" for the rule ``table``."""
     values = "/".join(str(value) for value in wildcards.values())
     return values if values.startswith(rule) else f"{rule} {values}".rstrip()
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from ether.errors import ConfigurationError, MissingResourceError
+from ether.silence import hidden
+
+with hidden("rfc3987_syntax"):
+    import jsonschema
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "workflow"

@@ -1,4 +1,4 @@
-"""The page of deviations: it is up to date, and the numbers on it follow from what they are said to follow from."""
+"""The page of deviations: it is up to date, and its helpers compute what their names say."""
 
 from __future__ import annotations
 

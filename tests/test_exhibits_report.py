@@ -56,8 +56,8 @@ def table11(ahead: float = 0.1, overrides: dict[str, Any] | None = None) -> repo
     return report.make("table11", "small", overrides or {})
 
 
-def text_of(shown: Any) -> str:
-    return str(shown.data)
+def text_of(cell: Any) -> str:
+    return str(cell.data)
 
 
 # --- making ------------------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ def test_claims_are_judged_from_what_the_runs_measured(ahead: float, verdict: st
     assert made.judged.set_index("id").loc["subject-two-sides-better", "verdict"] == verdict
     row = made.judged.iloc[0]
     assert row["n"] == 3 and row["unit"] == "task" and row["paper"].startswith("holds: 2 of 2")
-    shown = text_of(made.claims())
-    assert verdict in shown and "n = 3" in shown and "Two-sided ETHER+ does better than one-sided." in shown
-    assert ("further subjects needed" in shown) == (verdict == "undecided")
+    text = text_of(made.claims())
+    assert verdict in text and "n = 3" in text and "Two-sided ETHER+ does better than one-sided." in text
+    assert ("further subjects needed" in text) == (verdict == "undecided")
     assert "DINO" in row["evidence"] and "ETHER+ (one-sided)" in row["evidence"]  # labels and names of columns
 
 
@@ -147,9 +147,9 @@ def test_the_banner_names_scale_seeds_machine_and_runs_that_did_not_finish() -> 
 
 def test_hyperparameters_are_values_or_ranges() -> None:
     made = table11()
-    shown = made.hyperparameters()
-    assert shown.loc["ETHER+", "learning_rate"] == "0.01" and shown.loc["ETHER+", "max_steps"] == "120"
-    assert "epochs" not in shown  # no method has any
+    text = made.hyperparameters()
+    assert text.loc["ETHER+", "learning_rate"] == "0.01" and text.loc["ETHER+", "max_steps"] == "120"
+    assert "epochs" not in text  # no method has any
     entry = config.exhibits()["figure4"]
     rates = report.Report(entry, made.settings, types.ModuleType("none"), pd.DataFrame(), None, pd.DataFrame()).hyperparameters()
     assert rates.loc["ETHER", "learning_rate"] == "0.0001 to 0.1"
@@ -169,8 +169,8 @@ def test_learning_rates_show_the_grid_that_was_run_here() -> None:
         for rate, value in ((named, 0.25), (10 * named, 0.125))
     ]
     store(config.load("small").results, "subject_rates", runs)
-    shown = text_of(table11().learning_rates())
-    assert "0.25" in shown and "0.125" in shown and f"{named:g}" in shown and "ETHER" in shown
+    text = text_of(table11().learning_rates())
+    assert "0.25" in text and "0.125" in text and f"{named:g}" in text and "ETHER" in text
 
 
 def test_learning_rates_without_a_grid_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

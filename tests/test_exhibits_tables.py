@@ -93,7 +93,7 @@ def test_the_average_is_taken_over_tasks_within_a_seed_and_then_over_seeds() -> 
     cell = at(table4(glue_runs()), "ether-plus", "Avg")
     averages = [3.5 + 2 * seed + 10 for seed in (0, 1, 2)]
     assert cell.ours == pytest.approx(np.mean(averages)) and cell.n == 3
-    assert (cell.low, cell.high) == pytest.approx(by_hand(averages))  # the tasks' own spread plays no part
+    assert (cell.low, cell.high) == pytest.approx(by_hand(averages))  # the spread between tasks plays no part
 
 
 def test_select_best_takes_the_highest_evaluation() -> None:

@@ -268,11 +268,11 @@ def test_activations_are_those_that_a_real_step_saves(how: dict[str, Any]) -> No
     )  # fmt: skip
     adapter = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(how["type"])](target_modules=["q_proj", "v_proj"], **how["config"])
     model = get_peft_model(LlamaForCausalLM(config), adapter)
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    of_model = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
+        if tensor.untyped_storage().data_ptr() not in of_model:
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 

@@ -6,6 +6,7 @@ Also how `import ether` registers the adapters with PEFT without importing it.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import pickle
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ether.silence import hidden
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ether"
@@ -201,6 +204,15 @@ print(json.dumps(blame))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
+
+
+def test_hidden_modules_cannot_be_imported_meanwhile() -> None:
+    sys.modules.pop("tabnanny", None)
+    with hidden("tabnanny", "json"):
+        assert importlib.import_module("json") is json  # was imported before
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("tabnanny")
+    assert importlib.import_module("tabnanny").check
 
 
 # --- `import ether` and PEFT ---------------------------------------------------------------------------------------------

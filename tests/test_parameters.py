@@ -104,7 +104,7 @@ def test_boft_trains_whole_blocks_of_both_factors_and_a_scale() -> None:
     site = parameters.site(method, "deberta-v3-base")
     expected = 2 * parameters.by_convention(site, "block-diagonal") + parameters.by_convention(site, "outputs + head")
     assert parameters.count(method, "deberta-v3-base").trained == expected
-    # The paper's 0.75M is also what one factor would come to: Table 4's BOFT cannot be told from it by its count.
+    # One factor would also have 0.75M: the count does not distinguish it from Table 4's BOFT.
     one_factor = parameters.by_convention(site, "block-diagonal + outputs")
     assert one_factor == parameters.by_convention(site, "skew-plus-two-outputs") == 746_496
 

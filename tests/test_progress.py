@@ -1,4 +1,4 @@
-"""The terminal's account of a workflow: one plain line a run and a job; Snakemake's own with --verbose."""
+"""The terminal's output of a workflow: one plain line for each run and job; Snakemake's own with --verbose."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Log:
         level = logging.ERROR if event in ("error", "job_error") else logging.INFO
         record = logging.makeLogRecord({"msg": message, "levelno": level, "event": event, **fields})
         self.handler.handle(record)
-        return progress.is_shown(record)
+        return progress.is_printed(record)
 
     def start(self, number: int, rule: str, **wildcards: str) -> None:
         shell = None if rule == "table4" else "python -m …"
@@ -105,7 +105,7 @@ def test_each_finished_job_is_a_line_with_the_time_left() -> None:
 
     log.start(1, "check", experiment="glue")
     log.clock.now = 5
-    assert log.finish(1, 1, 7) == "[1/7] check glue done in 5.0 s\n"  # says nothing of how long an experiment takes
+    assert log.finish(1, 1, 7) == "[1/7] check glue done in 5.0 s\n"  # gives no estimate for experiments
     log.start(2, "experiment", experiment="glue", job="m2")
     log.start(3, "experiment", experiment="glue", job="m3")
     log.clock.now = 45

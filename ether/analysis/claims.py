@@ -424,13 +424,12 @@ def _line(result: _Result, metrics: Mapping[str, MetricInfo], labels: Mapping[st
     info = metrics.get(test.metric, MetricInfo(test.metric, format=".3g"))
     mean, low, high, *_ = mean_interval(result.effects)
     if isinstance(test, Bound):
-        bound = test.below if test.below is not None else test.above
-        sign = -1 if test.below is not None else 1
-        value = (bound or 0.0) + sign * mean
-        ends = sorted(((bound or 0.0) + sign * low, (bound or 0.0) + sign * high))
+        sign, bound = (-1, test.below) if test.below is not None else (1, test.above)
+        assert bound is not None
+        ends = sorted((bound + sign * low, bound + sign * high))
         between = "" if math.isnan(low) else f" [{ends[0]:{info.format}}, {ends[1]:{info.format}}]"
-        relation = "<" if test.below is not None else ">"
-        return f"{labels.get(test.method, test.method)}, {info.name} {relation} {bound:.2g}: {value:{info.format}}{between}"
+        relation = f"{'<' if sign < 0 else '>'} {bound:.2g}"
+        return f"{labels.get(test.method, test.method)}, {info.name} {relation}: {bound + sign * mean:{info.format}}{between}"
     between = "" if math.isnan(low) else f" [{low:+{info.format}}, {high:+{info.format}}]"
     names = f"{labels.get(test.first, test.first)} – {labels.get(test.second, test.second)}, {info.name}"
     margin = "" if result.margin is None else f" ({result.test.relation}, margin {result.margin:{info.format}})"

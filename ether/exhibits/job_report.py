@@ -19,7 +19,7 @@ KEYS = ("label", "task", "learning_rate", "rate_factor", "seed")
 
 
 def _identified(runs: pd.DataFrame, always: Iterable[str] = ("label", "seed")) -> list[str]:
-    """The columns of KEYS in which the runs differ, and those that are wanted in any case."""
+    """The columns of KEYS in which the runs differ, and those in `always`."""
     return [key for key in KEYS if key in always or (runs[key].notna().all() and runs[key].nunique() > 1)]
 
 

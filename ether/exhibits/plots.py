@@ -108,7 +108,7 @@ def spread_out(heights: Sequence[float], step: float, low: float, high: float) -
     The nearest in the sense of least squares: neighbours that are too close form a group, which is centred on its members.
 
     Args:
-        heights: in ascending order; there must be room for them between low and high.
+        heights: in ascending order, and few enough to fit between low and high.
         step: the least distance.
         low, high: the range.
     """

@@ -157,7 +157,7 @@ def _groups(paper: PublishedTable, columns: Sequence[str]) -> str:
 def to_html(paper: PublishedTable, cells: pd.DataFrame) -> str:
     """The table for a notebook: our mean, under it its interval, under that the paper's number, grey where it cannot be compared.
 
-    A cell's note and its number of units are shown when the pointer rests on it.
+    A cell's note and its number of units are its tooltip.
     """
     columns = column_order(paper, cells)
     top = best(paper, cells)

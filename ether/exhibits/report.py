@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
     from matplotlib.figure import Figure
 
-# Hyperparameters that are shown, where a method has them.
+# The hyperparameters of the table of hyperparameters, where a method has them.
 HYPERPARAMETERS = (
     "learning_rate", "batch_size", "accumulation", "epochs", "max_steps", "evaluations", "schedule", "warmup", "warmup_steps",
     "weight_decay", "max_grad_norm", "dropout", "max_length",
@@ -215,12 +215,12 @@ class Report:
         """
         from IPython.display import Image
 
-        shown = figure if figure is not None else self.figure
-        if shown is None:
+        drawing = figure if figure is not None else self.figure
+        if drawing is None:
             raise ConfigurationError(f"{self.entry.id} is a table: give `picture` a figure.")
         stream = io.BytesIO()
-        shown.savefig(stream, format="png", dpi=120)
-        width = round(shown.get_figwidth() * 80)
+        drawing.savefig(stream, format="png", dpi=120)
+        width = round(drawing.get_figwidth() * 80)
         return Image(data=stream.getvalue(), format="png", width=width)
 
     def claims(self) -> HTML | Markdown:

@@ -61,5 +61,5 @@ def new_figure(width: float, height: float) -> Figure:
         {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "mathtext.fontset": "stix"}
     )
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, so that a notebook displays a figure once: where it is asked to
+    FigureCanvasAgg(figure)  # without pyplot, so that a notebook displays a figure only where a cell returns it
     return figure
