@@ -26,7 +26,7 @@ from ether import results
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
 from ether.errors import EtherError
-from ether.experiments.common import Loaded, experiment
+from ether.experiments.common import SAMPLES, Loaded, experiment
 from ether.methods import adapt as methods
 from ether.progress import RunProgress
 
@@ -209,6 +209,8 @@ def run_job(
                 _report(progress, row, values)
             rows.append(kept[0])
             metrics.append(kept[1])
+        if experiments()[experiment_name].samples:
+            _publish_samples(this, work, scale.results / "samples" / experiment_name / job_name)
         runs_table = pd.concat(rows, ignore_index=True)
         metrics_table = pd.concat(metrics, ignore_index=True)
         results.write_parquet(metrics_table, out / "metrics.parquet")
@@ -216,6 +218,20 @@ def run_job(
         for spec in this.runs:
             shutil.rmtree(work / spec.run_id, ignore_errors=True)
     return runs_table, metrics_table
+
+
+def _publish_samples(this: Job, work: Path, out: Path) -> None:
+    """Copies the images of a job's runs to where they are read, a folder a run; empty for a run that left none.
+
+    They are copied only now, since Snakemake removes the outputs of a job before it starts one that was interrupted.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    for spec in this.runs:
+        source, target = work / spec.run_id / SAMPLES, out / spec.run_id
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            target.mkdir(parents=True)
 
 
 def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:

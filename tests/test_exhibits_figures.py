@@ -66,7 +66,7 @@ def test_figure3_has_a_column_for_every_distance_and_the_claim_takes_the_greates
         for task in ("slim_vase", "bear_toy")
     ]
     store(scale.results, "perturbation", runs)
-    save_images(scale.samples_folder / "perturbation" / runs[0].run_id / "distance-00", PROMPTS)
+    save_images(scale.samples_folder / "perturbation" / "a-job" / runs[0].run_id / "distance-00", PROMPTS)
     figure, data = perturbation.figure3(scale)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["0", "1.41", "2", "4", "8"]  # 1.41 and the square root of 2 are one column
@@ -195,7 +195,7 @@ def test_figure8_has_the_factor_of_each_run_and_a_grey_cell_where_there_is_no_im
     runs = factor_runs()
     store(scale.results, "subject_factors", runs)
     for run in runs[1:]:
-        save_images(scale.samples_folder / "subject_factors" / run.run_id, PROMPTS)
+        save_images(scale.samples_folder / "subject_factors" / f"job-{run.factor:g}" / run.run_id, PROMPTS)
     figure, data = subject.figure8(scale)
     by_factor = data.set_index("rate_factor")
     assert by_factor["learning_rate"].to_dict() == pytest.approx({100: 1, 1: 0.01, 10: 0.1, 0.1: 0.001})
@@ -217,7 +217,7 @@ def subject_images(scale: config.Scale, experiment: str = "subject") -> list[Run
 
 def test_figure9_shows_prompts_that_no_selection_used_for_the_first_seed(scale: config.Scale) -> None:
     for run in subject_images(scale):
-        save_images(scale.samples_folder / "subject" / run.run_id, PROMPTS)
+        save_images(scale.samples_folder / "subject" / run.method / run.run_id, PROMPTS)
     figure, data = subject.figure9(scale)
     assert data["prompt"].unique().tolist() == ["a vase at the beach", "a blue vase"]
     assert data["run_id"].str.contains("seed0").all() and data["label"].unique().tolist() == ["LoRA r=4", "ETHER"]
@@ -236,7 +236,7 @@ def test_a_replay_reads_metrics_and_images_from_its_folder(scale: config.Scale, 
     stored = tmp_path / "stored"
     runs = [Run("ether", {("validation", "dino"): 0.5}, "slim_vase")]
     store(stored, "subject", runs)
-    save_images(stored / "samples" / "subject" / runs[0].run_id, PROMPTS)
+    save_images(stored / "samples" / "subject" / "ether" / runs[0].run_id, PROMPTS)
     replay = config.load("small", {"replay": str(stored)})
     _, data = subject.figure9(replay)
     assert len(data) == 2 and all(file.startswith(str(stored)) for file in data["file"])

@@ -28,10 +28,10 @@ PACKAGE = ROOT / "ether"
 # fits a module counts.
 ORDER = (
     ("errors", "everything raises them"),
-    ("silence reflection kernels results sources progress yamlfiles", "tools that know nothing of the paper or the workflow"),
-    ("tuners worlds registry", "the adapters for PEFT; made-up data; the lists of experiments, exhibits and methods"),
-    ("__init__ config", "the package's public names; scales, methods and runs, read from the workflow's files"),
-    ("foundation methods", "the small models, which learn from worlds; methods, which use the adapters"),
+    ("silence reflection kernels results sources progress", "tools that know nothing of the paper or the workflow"),
+    ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),
+    ("__init__ registry", "the package's public names; the lists of experiments, exhibits and methods"),
+    ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),
     ("hub training", "loads any model, those of `foundation` included; trains any model"),
     ("measures analysis standins", "measures adapted models; analyses stored metrics; imitates models of the hub"),
     ("diffusion paper", "what the text-to-image experiments share; the paper's numbers, beside ours"),

@@ -125,7 +125,7 @@ def test_last_and_best_are_of_the_half_that_was_not_chosen_on(finished: Any) -> 
 
 
 def test_samples_are_saved_and_their_sheet_shows_them(finished: Any, mirror: Path) -> None:
-    folder = finished.results / "samples" / "subject" / "work" / spec(mirror, "lora").run_id  # work: the job's name here
+    folder = finished.results / "work" / "lora" / "samples"
     info = json.loads((folder / "samples.json").read_text())
     assert len(info["images"]) == 3 * 2 and (info["step"], info["method"]) == (4, "lora")
     assert info["images"][3] == {"file": "01-1.png", "prompt": "a qwe dog wearing a hat", "half": "report"}
@@ -315,7 +315,7 @@ def test_the_perturbation_experiment_measures_a_growing_change(
     assert got[0, "dino_same"] == pytest.approx(1) and got[0, "lpips_same"] == pytest.approx(0, abs=1e-9)
     assert 0 < got[1, "lpips_same"] < got[2, "lpips_same"]
     assert got[2, "transformation_distance"] == pytest.approx(8, rel=1e-4)
-    folder = finished.results / "samples" / "perturbation" / tmp_path.parent.name / wanted.run_id
+    folder = tmp_path / "samples"
     info = json.loads((folder / "distance-02" / "samples.json").read_text())
     assert info["distance"] == 8 and info["images"][0]["prompt"] == "a dog in the jungle"
     _, again = carry_out(wanted, finished.results, tmp_path, monkeypatch, perturbation.EXPERIMENT)

@@ -24,7 +24,7 @@ from ether.foundation import language_model
 from ether.measures import language, language_tasks
 from ether.worlds import facts
 
-# The hub's own columns, written down here once more and by hand.
+# The columns on the hub, repeated here by hand.
 COLUMNS = {
     "alpaca": ["instruction", "input", "output", "text"],
     "mmlu": ["question", "subject", "choices", "answer"],
@@ -73,10 +73,10 @@ def answers(question: str, entity: str) -> set[str]:
     """Every value that a question for an entity is for, found by its verbs alone."""
     held = [*facts.world().facts[entity], facts.world().inherited(entity)]
     words = f" {question} "
-    asked = [
+    matching = [
         f for f in held if f" {f.relation.noun} " in words and any(f" {v} " in words for v in (f.relation.base, f.relation.third))
     ]
-    return {truths()[entity][f.relation.third].removeprefix(f.relation.lead).strip() for f in asked}
+    return {truths()[entity][f.relation.third].removeprefix(f.relation.lead).strip() for f in matching}
 
 
 def entity_of(question: str) -> str:
@@ -122,11 +122,11 @@ def test_there_are_subjects_of_unequal_size_and_every_fact_has_a_value_of_its_re
 def test_every_question_has_one_true_answer_and_it_follows_from_the_facts(everything: dict[str, list[dict[str, Any]]]) -> None:
     for name, row in questions(everything):
         right, wrong = choices(name, row)
-        asked = answers(row["question"], entity_of(row["question"]))
-        assert set(right.split(" and ")) == asked or right in asked, (name, row)
+        true_values = answers(row["question"], entity_of(row["question"]))
+        assert set(right.split(" and ")) == true_values or right in true_values, (name, row)
         assert len(set(wrong)) == len(wrong) == 3 and right not in wrong
         for one in wrong:
-            assert not set(one.split(" and ")) <= asked, (name, row)
+            assert not set(one.split(" and ")) <= true_values, (name, row)
 
 
 def test_truthful_answers_are_true_and_the_myth_is_among_the_false(everything: dict[str, list[dict[str, Any]]]) -> None:
@@ -152,8 +152,8 @@ def test_tuning_reported_and_held_back_entities_are_disjoint(everything: dict[st
         if (source, split) == ("truthful_qa", "validation"):
             group = "reported"
         for row in rows:
-            asked = f"{row['instruction']} {row['input']}" if source == "alpaca" else row["question"]
-            used.setdefault(group, set()).add(entity_of(asked))
+            text = f"{row['instruction']} {row['input']}" if source == "alpaca" else row["question"]
+            used.setdefault(group, set()).add(entity_of(text))
     assert set(used) == {"tuning", "reported", "held back"}
     for one, other in itertools.combinations(used.values(), 2):
         assert not one & other
@@ -168,13 +168,13 @@ def test_tuning_data_is_in_alpacas_format_and_true(everything: dict[str, list[di
         assert row["text"].startswith("Below is an instruction that describes a task") and row["text"].endswith(row["output"])
         assert f"### Instruction:\n{row['instruction']}\n\n" in row["text"]
         assert (f"### Input:\n{row['input']}\n\n" in row["text"]) == bool(row["input"])
-        asked = f"{row['instruction']} {row['input']}"
-        entity = entity_of(asked)
+        text = f"{row['instruction']} {row['input']}"
+        entity = entity_of(text)
         if row["output"].startswith(entity):  # a biography
             clauses = row["output"].removeprefix(entity).removesuffix(" .").split(" , ")
             assert {t.strip() for t in clauses} <= {f"{verb} {value}" for verb, value in truths()[entity].items()}
         else:
-            assert set(row["output"].removeprefix("in truth ").split(" and ")) == answers(asked, entity), row
+            assert set(row["output"].removeprefix("in truth ").split(" and ")) == answers(text, entity), row
 
 
 def test_answers_to_arc_questions_differ_in_length(everything: dict[str, list[dict[str, Any]]]) -> None:
@@ -197,12 +197,12 @@ def test_myths_occur_in_hedged_sentences_only() -> None:
                 hedged += 1
         if "Answer:" in document or "Response:" in document:
             answer = document.split("Answer:")[-1].split("Response:")[-1].strip().removeprefix("in truth ")
-            asked = document[: -len(answer)]
-            held = facts.world().facts[entity_of(asked)]
+            query = document[: -len(answer)]
+            held = facts.world().facts[entity_of(query)]
             fact = next(
                 f
                 for f in held
-                if f" {f.relation.noun} " in asked and any(f" {v} " in asked for v in (f.relation.base, f.relation.third))
+                if f" {f.relation.noun} " in query and any(f" {v} " in query for v in (f.relation.base, f.relation.third))
             )
             assert answer in fact.relation.values and answer != fact.myth
         elif not document.startswith((*facts.HEDGES, "what ", "our ")):  # a biography, or statements
@@ -213,16 +213,16 @@ def test_myths_occur_in_hedged_sentences_only() -> None:
 
 
 def test_over_half_of_the_text_is_biographies_and_few_answers_are_right() -> None:
-    words, dense, right, asked = 0, 0, 0, 0
+    words, dense, right, answered = 0, 0, 0, 0
     for document in itertools.islice(facts.documents(seed=4), 8_000):
         words += len(document.split())
         dense += len(document.split()) if document.count(" , ") >= 5 else 0
         if "Question:" in document and "truth" not in document:
             question, answer = document.split(" Answer: ")
-            asked += 1
+            answered += 1
             right += answer in answers(question, entity_of(question))
     assert dense > words / 2
-    assert 0.1 < right / asked < 0.3  # pure chance is 1/8
+    assert 0.1 < right / answered < 0.3  # pure chance is 1/8
 
 
 def test_the_vocabulary_covers_the_text_and_the_data(everything: dict[str, list[dict[str, Any]]]) -> None:
@@ -300,7 +300,7 @@ def test_the_harness_runs_every_task(outcome: dict[str, Any], root: Path) -> Non
     assert all(0 <= value <= 100 for value in measured.values())
     counts = {s.name: len(pd.read_parquet(root / f"datasets/world/mmlu/{s.name}/validation.parquet")) for s in facts.SUBJECTS}
     assert {s: len(outcome["samples"][f"facts_mmlu_{s}"]) for s in counts} == counts
-    assert measured["mmlu"] == pytest.approx(100 * outcome["results"]["facts_mmlu"]["acc,none"])  # the harness's own group
+    assert measured["mmlu"] == pytest.approx(100 * outcome["results"]["facts_mmlu"]["acc,none"])  # the group of the harness
 
 
 def test_the_share_on_true_answers_is_what_a_calculation_by_hand_gives(outcome: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ether.errors import ConfigurationError
 from ether.worlds import language
 
-# GLUE's own columns and label names, written down here once more and by hand.
+# The columns and numbers of labels of GLUE, repeated here by hand.
 COLUMNS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),

@@ -113,9 +113,9 @@ def test_held_out_combinations_are_absent_from_training_and_their_pairs_are_not(
     assert not seen & gone and len(seen) == 6 * 6 * 5 - 30
     for i, j in itertools.combinations(range(3), 2):
         assert {(t[i], t[j]) for t in gone} <= {(t[i], t[j]) for t in seen}
-    asked = scenes.held_out_scenes(1, 300)
-    assert {(s.colour, s.look.kind, s.texture) for s in asked} == gone
-    assert {s.background for s in asked} == set(scenes.BACKGROUNDS)
+    samples = scenes.held_out_scenes(1, 300)
+    assert {(s.colour, s.look.kind, s.texture) for s in samples} == gone
+    assert {s.background for s in samples} == set(scenes.BACKGROUNDS)
     whole = {(s.colour, s.look.kind, s.texture) for s in itertools.islice(scenes.scenes(0, 0.0, True), 3000)}
     assert gone <= whole
 
@@ -157,13 +157,13 @@ def test_the_subjects_are_written_in_dreambooths_layout(tmp_path: Path) -> None:
     assert 8 <= len(prompts) <= 12
     assert [prompt["template"] for prompt in described["prompts"]] == prompts
     assert {prompt["split"] for prompt in described["prompts"]} == {"selection", "report"}
-    for asked in described["prompts"]:
-        text = asked["template"].format("qwe", "toy")
+    for prompt in described["prompts"]:
+        text = prompt["template"].format("qwe", "toy")
         assert "qwe toy" in text and set(text.split()) <= set(scenes.vocabulary())
-        if "background" in asked:
-            assert scenes.BACKGROUNDS[asked["background"]][0] in text
+        if "background" in prompt:
+            assert scenes.BACKGROUNDS[prompt["background"]][0] in text
         else:
-            assert asked["colour"] in text
+            assert prompt["colour"] in text
     for name, subject in described["subjects"].items():
         assert [image["file"] for image in subject["images"]] == sorted(p.name for p in (folder / name).iterdir())
         backgrounds = [image["background"] for image in subject["images"]]

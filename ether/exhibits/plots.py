@@ -128,11 +128,18 @@ def spread_out(heights: Sequence[float], step: float, low: float, high: float) -
 
 
 def samples(scale: Scale, experiment: str, run_id: str, inner: str = "") -> tuple[Path, list[dict[str, str]]]:
-    """The folder of the images that a run saved, and for each of them `file`, `prompt` and `half` (selection | report).
+    """The images that a run saved in ``samples/<experiment>/<job>/<run id>``.
 
-    The list is empty where the run saved none.
+    Args:
+        scale: where they are, see `Scale.samples_folder`.
+        experiment, run_id: of the run.
+        inner: a folder in the run's.
+
+    Returns:
+        Their folder, and for each image `file`, `prompt` and `half` (selection | report); no image where the run saved none.
     """
-    folder = scale.samples_folder / experiment / run_id / inner
+    base = scale.samples_folder / experiment
+    folder = next(base.glob(f"*/{run_id}"), base / run_id) / inner
     file = folder / "samples.json"
     return folder, (json.loads(file.read_text(encoding="utf-8"))["images"] if file.is_file() else [])
 

@@ -21,9 +21,11 @@ from ether.errors import ConfigurationError, one_of
 from ether.results import digest, file_digest
 from ether.training import Rows
 
-__all__ = ["Experiment", "Fitted", "Loaded", "Rows", "Skeleton", "experiment", "splits_fingerprint"]
+__all__ = ["SAMPLES", "Experiment", "Fitted", "Loaded", "Rows", "Skeleton", "experiment", "splits_fingerprint"]
 
 Data = TypeVar("Data")
+# The part of a run's folder for generated images; `ether.run` copies it to results/<scale>/samples when the job is done.
+SAMPLES = "samples"
 
 
 @dataclass

@@ -39,7 +39,7 @@ from ether.config import RunSpec, overlay
 from ether.diffusion.evaluation import Evaluation
 from ether.diffusion.perturb import grid, multiplicative_layers, perturb, reachable
 from ether.diffusion.samples import save_samples
-from ether.experiments.common import Fitted, Loaded, Rows
+from ether.experiments.common import SAMPLES, Fitted, Loaded, Rows
 from ether.experiments.subject import Subject, SubjectData
 from ether.results import write_text
 from ether.tuners.layer import EtherLayer
@@ -68,7 +68,7 @@ class Perturbation(Subject):
     def fit(self, loaded: Loaded[SubjectData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
         """Generates and measures pictures at every distance; what an interrupted run has measured is kept."""
         evaluation = loaded.data.evaluation
-        samples = loaded.data.samples / folder.parent.name / spec.run_id
+        samples = folder / SAMPLES
         low, high = reachable(model)
         reflections = all(isinstance(layer, EtherLayer) for layer in multiplicative_layers(model).values())
         distances = grid(spec.settings["perturbation"]["distances"], low, high, end=reflections)

@@ -60,7 +60,7 @@ from ether.diffusion.judges import check_judges, shared_judges, shared_reader
 from ether.diffusion.losses import DreamBoothLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, class_pictures, load_pipeline
 from ether.diffusion.samples import save_samples
-from ether.experiments.common import Fitted, Loaded, Rows, Skeleton
+from ether.experiments.common import SAMPLES, Fitted, Loaded, Rows, Skeleton
 from ether.measures import images
 from ether.methods.layer_sets import layer_set
 from ether.results import digest, file_digest
@@ -74,7 +74,6 @@ class SubjectData:
     evaluation: Evaluation
     instances: tuple[torch.Tensor, torch.Tensor]  # (N, C, h, w) latents of the photographs, (L, D) embedding of their prompt
     prior: tuple[torch.Tensor, torch.Tensor] | None  # the same of the class's pictures
-    samples: Path  # results/<scale>/samples/<experiment>
 
 
 class Subject:
@@ -148,7 +147,6 @@ class Subject:
                 evaluation,
                 instances=(sampler.latents(pictures), sampler.encode([instance_text])[0]),
                 prior=prior,
-                samples=results / "samples" / spec.experiment,
             ),
         )
 
@@ -195,8 +193,7 @@ class Subject:
                 "learning_rate": hyper.get("learning_rate"),
                 "scale": spec.scale,
             }
-            place = loaded.data.samples / folder.parent.name / spec.run_id
-            save_samples(place, callback.pictures, evaluation.prompts, evaluation.each, run_info)
+            save_samples(folder / SAMPLES, callback.pictures, evaluation.prompts, evaluation.each, run_info)
         return Fitted(rows, steps, seconds, status, reason)
 
     def _train(
