@@ -76,28 +76,12 @@ class _PeftFinder(importlib.abc.MetaPathFinder):
         loader.exec_module = exec_module
 
 
-class _PartialSpec(importlib.machinery.ModuleSpec):
-    """The spec of peft while peft is being imported: has the adapters registered when the import system is done."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == "_initializing" and not value:
-            super().__setattr__("__class__", importlib.machinery.ModuleSpec)
-            _register_or_wait()
-
-
 def _register_or_wait() -> None:
     """Registers the adapters now, if peft is imported, or as soon as it is."""
-    peft = sys.modules.get("peft")
-    spec: Any = getattr(peft, "__spec__", None)
-    if peft is None:
-        sys.meta_path.insert(0, _PeftFinder())
-    elif getattr(spec, "_initializing", False):  # something that peft imports imports this package
-        spec.__class__ = _PartialSpec
-        if not spec._initializing:  # another thread finished it in between
-            spec._initializing = False
-    else:
+    if sys.modules.get("peft") is not None:
         _register()
+    else:
+        sys.meta_path.insert(0, _PeftFinder())
 
 
 # a reload replaces the finder that is there; its class is another one

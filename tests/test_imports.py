@@ -252,21 +252,6 @@ unet = UNet2DConditionModel(8, 4, 4, block_out_channels=(8, 8), layers_per_block
 unet.add_adapter(ether.EtherConfig(target_modules=["to_q"]))
 assert any(".ether_u." in name for name, _ in unet.named_parameters())
 """,
-    "while peft is being imported": """
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "peft.utils":
-            sys.meta_path.remove(self)
-            import ether
-            assert "ether.tuners" not in sys.modules
-sys.meta_path.insert(0, Finder())
-from peft import PeftModel
-import peft
-"""
-    + NET
-    + "PeftModel.from_pretrained(Net(), folder)\n"
-    + KNOWN
-    + "assert type(peft.__spec__) is importlib.machinery.ModuleSpec",
     "the import of peft fails once": """
 import ether
 class Failing:

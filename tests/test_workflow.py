@@ -175,6 +175,7 @@ EDITS = {
 }
 
 
+@pytest.mark.dag(minutes=2)
 def test_editing_a_file_makes_outdated_what_depends_on_it_and_nothing_else(tmp_path):
     folder = project(tmp_path / "clone")
     said = snakemake(folder, "--dry-run", "all", "--config", "scale=smoke")
@@ -201,7 +202,7 @@ def test_editing_a_file_makes_outdated_what_depends_on_it_and_nothing_else(tmp_p
         os.utime(file, (past, past))
 
 
-@pytest.mark.dag
+@pytest.mark.dag(minutes=4)
 def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     folder = project(tmp_path / "clone")
     first = snakemake(folder, "table4", "--config", "scale=tiny")
@@ -226,7 +227,7 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     assert row.loc["RTE", "n"] == 1 and row.loc["#params", "ours"] > 2 * 82_944
 
 
-@pytest.mark.dag
+@pytest.mark.dag(minutes=4)
 def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
     whole, cut = project(tmp_path / "whole"), project(tmp_path / "cut")
     snakemake(whole, "table4", "--config", "scale=tiny", "seeds=0,1")
@@ -249,7 +250,7 @@ def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
         pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
-@pytest.mark.dag
+@pytest.mark.dag(minutes=2)
 def test_stored_metrics_are_shown_again_without_training(tmp_path):
     """`--config replay=FOLDER`: tables, figures and claims from what a run left, equal to those that the run made."""
     folder = project(tmp_path / "clone")
@@ -274,7 +275,7 @@ def test_the_terminal_shows_runs_with_scores_and_no_wall_of_paths(tmp_path):
     assert "table4" in output and "results/tiny/tables/table4.parquet" in output
 
 
-@pytest.mark.dag
+@pytest.mark.dag(minutes=8)
 def test_smoke_scale_for_real(tmp_path):
     folder = project(tmp_path / "clone")
     snakemake(folder, "--cores", "2", "all", "--config", "scale=smoke")
