@@ -208,6 +208,16 @@ def test_the_unit_decides_how_many_values_there_are():
     assert _one(_claim("every", Comparison("a", "b", "x")), evidence, unit="task")["verdict"] == "undecided"
 
 
+def test_metrics_of_experiments_with_different_units():
+    """As in a table whose halves come from two experiments: seeds in one, subjects in the other."""
+    by_seed = _evidence(a={"x": 15}, b={"x": 10}).assign(unit="seed")
+    by_task = _evidence(a={"y": 15}, b={"y": 10}).assign(unit="task")
+    by_task = pd.concat([by_task, by_task.assign(task="u")])
+    evidence = pd.concat([by_seed, by_task])
+    assert _one(_claim("every", Comparison("a", "b", "x")), evidence)[["n", "unit"]].tolist() == [5, "seed"]
+    assert _one(_claim("every", Comparison("a", "b", "y")), evidence)[["n", "unit"]].tolist() == [2, "task"]
+
+
 def test_holms_correction():
     assert claims.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert claims.holm([0.01, math.nan]) == pytest.approx([0.02, 1.0])

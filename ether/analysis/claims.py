@@ -182,6 +182,7 @@ class _Result:
     effects: list[float]
     margin: float | None = None
     missing: str = ""
+    unit: str = ""
     verdict: str = "undecided"  # supporting | contradicting | undecided
 
     def p_values(self) -> tuple[float, float]:
@@ -229,23 +230,25 @@ def _values(evidence: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
     return rows.dropna(subset="value")
 
 
-def _measure(test: Test, evidence: pd.DataFrame, unit: str, metrics: Mapping[str, MetricInfo]) -> _Result:
+def _measure(test: Test, evidence: pd.DataFrame, default_unit: str, metrics: Mapping[str, MetricInfo]) -> _Result:
     values = {method: _values(evidence, method, test.metric) for method in test.methods}
     for method, rows in values.items():
         if rows.empty:
             was_run = (evidence["method"] == method).any()
             return _Result(test, [], missing=f"{method} has no {test.metric}" if was_run else f"{method} was not run")
+    unit = str(values[test.methods[0]]["unit"].iloc[0]) if "unit" in evidence else default_unit
     if isinstance(test, Bound):
         of_units = unit_means(values[test.method], unit)
         if test.below is not None:
-            return _Result(test, [test.below - value for value in of_units])
+            return _Result(test, [test.below - value for value in of_units], unit=unit)
         assert test.above is not None
-        return _Result(test, [value - test.above for value in of_units])
+        return _Result(test, [value - test.above for value in of_units], unit=unit)
     sign = metrics[test.metric].sign if test.metric in metrics else 1
     differences = sign * paired_differences(values[test.first], values[test.second], unit)
     if differences.empty:
         return _Result(test, [], missing=f"{test.first} and {test.second} have no {unit} in common")
-    return _Result(test, differences.tolist(), test.margin_at(float(unit_means(values[test.second], unit).mean())))
+    margin = test.margin_at(float(unit_means(values[test.second], unit).mean()))
+    return _Result(test, differences.tolist(), margin, unit=unit)
 
 
 # --- a claim ---------------------------------------------------------------------------------------------------
@@ -264,8 +267,9 @@ def judge(
 
     Args:
         claims: what to judge.
-        evidence: columns method, metric, task, seed, value; a row a run and metric; adapt_kind where a method is not trained.
-        unit: task | seed, see `ether.analysis.intervals`.
+        evidence: columns method, metric, task, seed, value; a row a run and metric; adapt_kind where a method is not trained;
+            unit where the metrics come from experiments with different ones.
+        unit: task | seed, see `ether.analysis.intervals`; of the rows without their own.
         metrics: direction and format of the metrics; by default higher is better.
         labels: names of the methods for the evidence column.
         paper: {(method, metric): number} as printed.
@@ -304,7 +308,7 @@ def _judge(
     chosen = min(shown, key=lambda r: r.strength, default=None)
     if claim.quantifier == "some":
         chosen = max(shown, key=lambda r: r.strength, default=None)
-    interval = mean_interval(chosen.effects if chosen else [], unit)
+    interval = mean_interval(chosen.effects if chosen else [], chosen.unit if chosen else unit)
     return {
         "id": claim.id,
         "exhibit": claim.exhibit,
@@ -316,7 +320,7 @@ def _judge(
         "low": interval.low,
         "high": interval.high,
         "n": interval.n,
-        "unit": unit,
+        "unit": interval.unit,
         "supporting": counts["supporting"],
         "contradicting": counts["contradicting"],
         "tests": len(results),
@@ -345,9 +349,9 @@ def _average(made: Sequence[_Result], missing: Sequence[str]) -> tuple[Verdict, 
     """The verdict of the mean effect over the tests, and that mean as one result."""
     if missing or not made:
         return "not testable here", []
-    if len({len(result.effects) for result in made}) > 1:
+    if len({(len(result.effects), result.unit) for result in made}) > 1:
         return "not testable here", []  # the tests have different units: their mean within a unit is not defined
-    mean = _Result(made[0].test, list(np.mean([result.effects for result in made], axis=0)))
+    mean = _Result(made[0].test, list(np.mean([result.effects for result in made], axis=0)), unit=made[0].unit)
     for_claim, against = mean.p_values()
     return "reproduced" if for_claim <= ALPHA else "contradicted" if against <= ALPHA else "undecided", [mean]
 

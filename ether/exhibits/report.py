@@ -87,11 +87,12 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
         found = [claim for claim in every if claim.exhibit == entry.id]
     if not found:
         return claims.judge((), pd.DataFrame(), "seed")
+    evidence = module.evidence(entry.id, scale)
     units = {config.experiments()[name].unit for name in entry.experiments}
-    if len(units) != 1:
+    if len(units) != 1 and "unit" not in evidence:
         raise ConfigurationError(
-            f"The claims on {entry.id} are judged over one unit, and its experiments {', '.join(entry.experiments)} have "
-            f"{' and '.join(sorted(units)) or 'none'}: give them the same unit in workflow/experiments.yaml."
+            f"The experiments {', '.join(entry.experiments)} of {entry.id} have the units {' and '.join(sorted(units)) or 'none'}: "
+            f"`evidence` of ether/exhibits/{entry.module}.py needs a column `unit` that says which value has which."
         )
     metrics, printed = dict(getattr(module, "METRICS", {})), {}
     if paper := published.load().get(entry.id):
@@ -102,7 +103,7 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
             if cell.value is not None:
                 printed[cell.method, paper.column(cell.column).metric] = cell.value
     labels = {stem: str(method["label"]) for stem, method in config.methods().items()}
-    return claims.judge(found, module.evidence(entry.id, scale), units.pop(), metrics=metrics, labels=labels, paper=printed)
+    return claims.judge(found, evidence, units.pop(), metrics=metrics, labels=labels, paper=printed)
 
 
 # --- a made exhibit --------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ COLLAPSED = 0.5  # below this share of images with the prompt's background, the 
 
 # Metrics of the figures' claims that are columns of no table.
 METRICS = {
-    "he_change_input": MetricInfo("relative change of energy, input side", format=".1e"),
-    "he_change_output": MetricInfo("relative change of energy, output side", format=".1e"),
+    "he_difference_input": MetricInfo("relative change of energy, input side", format=".1e"),
+    "he_difference_output": MetricInfo("relative change of energy, output side", format=".1e"),
     "transformation_distance": MetricInfo("‖T − I‖", format=".2f"),
     "weight_distance": MetricInfo("‖W′ − W‖", format=".2f"),
 }
@@ -125,15 +125,14 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """What claims on an exhibit of this module are judged by.
 
     Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
-    rate. Figure 7: the relative changes of energy, as `he_change_input` and `he_change_output`.
+    rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`.
     """
     if exhibit == "figure4":
         values = common.last_values(scale, "subject_rates", "geometry", PANELS)
         highest = values.groupby("method")["learning_rate"].transform("max")
         return common.evidence_of(values[values["learning_rate"] == highest])
     if exhibit == "figure7":
-        values = _energies(scale)
-        return common.evidence_of(values.assign(metric=values["metric"].str.replace("difference", "change")))
+        return common.evidence_of(_energies(scale))
     frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
     return common.evidence_of(pd.concat(frames, ignore_index=True))
 
