@@ -47,9 +47,8 @@ def imports(name: str) -> frozenset[str]:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                found.add(str(node.args[0].value))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)}
     return frozenset(n for n in found if n.split(".")[0] == PACKAGE.name and module_file(n) is not None)
 
 

@@ -125,12 +125,22 @@ def test_missing_runs_an_unknown_exhibit_and_a_missing_function_are_explained(mo
         report.make("table11", "small")
 
 
-def test_claims_over_experiments_with_two_units_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_over_experiments_with_two_units_need_the_unit_of_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
     known = config.exhibits()
     entry = dataclasses.replace(known["table11"], experiments=("subject", "glue"))
     monkeypatch.setattr(config, "exhibits", lambda: known | {"table11": entry})
-    with pytest.raises(ConfigurationError, match="seed and task"):
+    rows = [
+        {"method": method, "metric": metric, "task": task, "seed": 0, "value": value}
+        for method, value in (("ether-plus", 0.6), ("ether-plus-one-sided", 0.5))
+        for metric in ("dino", "clip_i")
+        for task in ("a", "b")
+    ]
+    evidence = pd.DataFrame(rows)
+    monkeypatch.setattr(subject, "evidence", lambda *_: evidence)
+    with pytest.raises(ConfigurationError, match="seed and task, so `evidence` .* needs a column `unit`"):
         report._judged(entry, config.load("small"), subject)
+    evidence = evidence.assign(unit="task")
+    assert report._judged(entry, config.load("small"), subject)[["n", "unit"]].to_numpy().tolist() == [[2, "task"]]
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
