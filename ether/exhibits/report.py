@@ -91,8 +91,8 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
     units = {config.experiments()[name].unit for name in entry.experiments}
     if len(units) != 1 and "unit" not in evidence:
         raise ConfigurationError(
-            f"The experiments {', '.join(entry.experiments)} of {entry.id} have the units {' and '.join(sorted(units)) or 'none'}, "
-            f"so `evidence` of ether/exhibits/{entry.module}.py needs a column `unit`."
+            f"The experiments {', '.join(entry.experiments)} of {entry.id} have the units "
+            f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.module}.py needs a column `unit`."
         )
     metrics, printed = dict(getattr(module, "METRICS", {})), {}
     if paper := published.load().get(entry.id):
