@@ -39,6 +39,7 @@ class ExhibitEntry:
     id: str
     module: str
     title: str = ""  # empty: a table of the paper, whose title published.yaml has
+    columns_of: str = ""  # for a table that the paper does not have: the paper's table whose columns it has
     experiments: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 

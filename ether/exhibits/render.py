@@ -102,7 +102,7 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
         lines.append(f"{line}.")
     described = {name: paper.column(name) for name in column_order(paper, cells)}
     if any(column.kind == "parameters" for column in described.values()):
-        lines.append("#params: exact, at the paper's architecture, whatever the scale.")
+        lines.append("`#params`: exact, at the paper's architecture, whatever the scale.")
     references = [label for stem, label, _ in _rows(cells) if stem in paper.references]
     bold = "Bold: the best of a column"
     excluded = [*(["costs"] if any(c.kind in COSTS for c in described.values()) else []), *references]

@@ -79,6 +79,13 @@ def make(exhibit: str, scale_name: str = "small", overrides: Mapping[str, Any] |
     return made
 
 
+def _paper_table(entry: ExhibitEntry) -> published.PublishedTable:
+    name = entry.columns_of or entry.id
+    if name not in published.load():
+        raise one_of("table of the paper", name, published.load(), f"workflow/exhibits.yaml, {entry.id} (or its columns_of)")
+    return published.load()[name]
+
+
 def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFrame:
     """The claims on an exhibit, judged; a frame without rows where there are none."""
     found: Sequence[claims.Claim] = ()
@@ -95,7 +102,8 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
             f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.module}.py needs a column `unit`."
         )
     metrics, printed = dict(getattr(module, "METRICS", {})), {}
-    if paper := published.load().get(entry.id):
+    if entry.kind == "table":
+        paper = _paper_table(entry)
         for column in (*paper.columns, *paper.beside):
             digits = ".3g" if column.digits is None else f".{column.digits}f"
             metrics[column.metric] = claims.MetricInfo(column.name, column.better or "higher", digits)
@@ -131,10 +139,12 @@ class Report:
 
     @property
     def paper(self) -> published.PublishedTable:
-        """The paper's table. Raises ConfigurationError where the paper has none of this id."""
-        if self.entry.id not in published.load():
-            raise one_of("table", self.entry.id, published.load(), "published.yaml")
-        return published.load()[self.entry.id]
+        """The paper's table, or the one whose columns this table has.
+
+        Raises:
+            ConfigurationError: neither is a table of the paper.
+        """
+        return _paper_table(self.entry)
 
     def write(self) -> None:
         """Writes the exhibit's files, each under a temporary name that is then replaced."""
