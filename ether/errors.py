@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one paragraph that names the thing, where it stands, and the remedy."""
+"""Errors that a user can act on: one paragraph that names what is wrong, where it is, and the remedy."""
 
 from __future__ import annotations
 

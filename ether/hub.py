@@ -109,12 +109,12 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
 
 
 def model_source(model: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
-    """Where the model of a scale's ``model`` section lies.
+    """Where the model of a scale's ``model`` section is.
 
     Args:
         model: ``path`` (foundation/<name>, a folder, or a hub id) and ``revision``.
         resources: ``mirror`` and ``foundation`` (shipped | rebuild).
-        results: ``results/<scale>``, where a rebuilt foundation lies.
+        results: ``results/<scale>``, where a rebuilt foundation model is.
 
     Raises:
         MissingResourceError: the mirror or the rebuilt foundation lacks it, or a shipped file is damaged.
@@ -171,7 +171,7 @@ def fingerprint(source: Source) -> str:
 
 
 def data_source(data: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
-    """Where the data set of a scale's ``data`` section lies.
+    """Where the data set of a scale's ``data`` section is.
 
     Raises:
         MissingResourceError: the mirror lacks it, or the world has not been generated.

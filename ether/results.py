@@ -199,7 +199,7 @@ def file_digest(path: Path) -> str:
 class PeakMemory:
     """Peak memory of a block, in bytes: allocated by torch on CUDA, the process's resident set on CPU.
 
-    On Linux the kernel's high-water mark is reset first, so that runs sharing a process are told apart; where that
+    On Linux the kernel's high-water mark is reset first, so that runs sharing a process are distinguished; where that
     is not possible the value is the process's peak so far.
     """
 

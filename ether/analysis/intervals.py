@@ -68,7 +68,7 @@ def mean_interval(values: Sequence[float], unit: str = "seed") -> Interval:
 
     Args:
         values: one value a unit; NaN values are an error of the caller and make the result NaN.
-        unit: what a value stands for, for the reader.
+        unit: what one value is, for the reader.
     """
     array = np.asarray(values, dtype=float)
     n = len(array)
