@@ -214,8 +214,14 @@ def evaluate(
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
+        class WithoutProgressBars(HFLM):
+            """The harness's model; its bars would fill executed notebooks, and no environment variable disables them."""
+
+            def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+                return super().loglikelihood(requests, disable_tqdm=True)
+
         model.eval()
-        wrapped = HFLM(
+        wrapped = WithoutProgressBars(
             pretrained=model,  # type: ignore[arg-type]
             tokenizer=tokenizer,
             batch_size=batch_size,
