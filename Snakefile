@@ -1,12 +1,12 @@
 # The paper as a workflow: `snakemake --cores 1 table4`, `--config scale=smoke|small|laptop|paper mirror=FOLDER …`.
-# Settings are in workflow/scales and workflow/methods; workflow/experiments.yaml and workflow/exhibits.yaml list what there is.
+# Settings are in workflow/scales and workflow/methods; workflow/experiments.yaml and workflow/exhibits.yaml list the targets.
 import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
-sys.path.insert(0, workflow.basedir)  # the checkout's own package, whether or not it is installed
+sys.path.insert(0, workflow.basedir)  # import the package from this checkout, even if it is not installed
 
 from snakemake.exceptions import WorkflowError
 

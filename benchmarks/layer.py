@@ -1,16 +1,17 @@
-"""Time and memory of one adapted linear layer, every method side by side in one run.
+"""Time and memory of one adapted linear layer, for all methods in one run.
 
     python benchmarks/layer.py --device cpu --threads 2
     python benchmarks/layer.py --device cuda --shapes 4096x4096 --tokens 8192 --output layer.parquet
 
-A shape is IN x OUT. For each shape and number of tokens the methods take turns, round after round, so that a machine
-that slows down slows all of them; a time is the median over the rounds, a ratio the median of the ratios within a round
-(to the frozen layer alone, and to PEFT's LoRA of rank 8). The layer's input wants a gradient, as inside a network.
+A shape is IN x OUT. For each shape and number of tokens, every round times all methods once, so that changes in the
+machine's speed affect all methods equally. A time is the median over the rounds; a ratio is the median of the ratios
+within a round (to the frozen layer alone, and to PEFT's LoRA of rank 8). The layer's input requires a gradient, as
+inside a network.
 
-Columns: forward and forward + backward in milliseconds, the latter's ratios; the peak of what a forward and backward
-pass allocates beyond what was there before, in MB and against LoRA's; and the time of the merged layer without gradients
-against the frozen one's (nothing where the method was not merged). `weight side` is ETHER evaluated on the weight, block
-by block, as the authors' released code does. `--output` writes the same numbers as parquet, one row a line.
+Columns: forward and forward + backward in milliseconds, with the ratios of the latter; peak memory allocated by a
+forward and backward pass, in MB and relative to LoRA's; and the time of the merged layer without gradients relative to
+the frozen layer's (empty for methods that were not merged). `weight side` is ETHER evaluated on the weight, block by
+block, as in the authors' released code. `--output` writes the same numbers as parquet, one row per line.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ METHODS: dict[str, Callable[[nn.Linear], nn.Module]] = {
 
 @dataclass
 class Row:
-    """One method at one shape: times in ms, memory in MB, ratios as described at the top."""
+    """One method at one shape: times in ms, memory in MB, ratios as described in the module's docstring."""
 
     shape: str
     tokens: int
@@ -88,7 +89,7 @@ def measure(
     dtype: torch.dtype,
     args: argparse.Namespace,
 ) -> list[Row]:
-    """All methods at one shape, taking turns."""
+    """Measures all methods at one shape; every round times each method once."""
     inputs, outputs = shape
     x = torch.randn(tokens, inputs, dtype=dtype).requires_grad_()
     gradient = torch.randn(tokens, outputs, dtype=dtype)
@@ -98,7 +99,7 @@ def measure(
     for method in methods:
         torch.manual_seed(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, about initialisations that do not matter here
+            warnings.simplefilter("ignore")  # PEFT's warnings about initialisations, which have no effect here
             layer = METHODS[method](nn.Linear(inputs, outputs, bias=False, dtype=dtype))
 
         def forward(layer: nn.Module = layer) -> torch.Tensor:
@@ -117,7 +118,7 @@ def measure(
             samples[m].append(tuple(clock(c, r) for c, r in zip(calls[m], repeats[m], strict=True)))  # type: ignore[arg-type]
     memory = {}
     for m in methods:
-        forget_gradients(x, layers[m])  # else those of the last call would be freed in mid-measurement
+        forget_gradients(x, layers[m])  # otherwise those of the last call would be freed during the measurement
         memory[m] = peak_memory(calls[m][1], device)
 
     both = {m: [s[1] for s in samples[m]] for m in methods}
@@ -141,7 +142,7 @@ def measure(
 
 @torch.no_grad()
 def merged_ratios(layers: dict[str, nn.Module], x: torch.Tensor, clock: Clock, rounds: int) -> dict[str, float]:
-    """Time of a merged layer against the frozen one, for the methods that PEFT can merge."""
+    """Time of a merged layer relative to the frozen layer, for the methods that PEFT can merge."""
     for layer in layers.values():
         if hasattr(layer, "merge"):
             layer.merge()

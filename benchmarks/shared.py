@@ -1,4 +1,4 @@
-"""What the benchmarks share: the methods, a clock, the peak of memory, and how a table is printed and written."""
+"""Shared code of the benchmarks: the methods, timing, peak memory, and printing and writing of tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler, which measures memory
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ from ether.results import atomic
 BLOCKS = 32  # the paper's n for language models (Table 5)
 REFERENCE = "LoRA r=8"
 
-# `target_modules` is for the caller to set.
+# The caller sets `target_modules`.
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     REFERENCE: lambda: LoraConfig(r=8, lora_alpha=8),
     "ETHER n=1": lambda: EtherConfig(),
@@ -39,7 +39,7 @@ CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     "BOFT m=2 b=8": lambda: BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2),
     "HRA r=8": lambda: HRAConfig(r=8),
 }
-# ETHER evaluated on the weight, block by block, as the authors' released code does.
+# ETHER evaluated on the weight, block by block, as in the authors' released code.
 WEIGHT_SIDE = {f"ETHER n={BLOCKS} weight side": "reflection", f"ETHER+ n={BLOCKS} weight side": "relaxed-reflection"}
 
 
@@ -53,7 +53,7 @@ def weight_side(base: nn.Linear, kind: str) -> WeightSideLinear:
 
 
 class Clock:
-    """Seconds that a call takes, repeated until the sample is long enough to be measured."""
+    """Seconds per call, with enough repetitions for a measurable duration."""
 
     def __init__(self, device: torch.device, least: float) -> None:
         self.device, self.least = device, least
@@ -76,7 +76,7 @@ class Clock:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call has allocated at its peak, beyond what was there before."""
+    """Peak memory allocated by a call, in bytes, beyond the memory allocated before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -101,7 +101,7 @@ def ratio(samples: Sequence[float], to: Sequence[float]) -> float:
 
 
 def common_arguments(parser: argparse.ArgumentParser, known: Mapping[str, object], rounds: int) -> None:
-    """Options that every benchmark has."""
+    """The options of all benchmarks."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default float32 on the CPU, else bfloat16")
     parser.add_argument("--methods", nargs="+", help=f"default all of: {', '.join(known)}")
@@ -111,13 +111,13 @@ def common_arguments(parser: argparse.ArgumentParser, known: Mapping[str, object
 
 
 def prepare(args: argparse.Namespace) -> tuple[torch.device, torch.dtype, str]:
-    """Device, dtype and the machine's name, all made torch's defaults where it has such.
+    """Device, dtype and the machine's name; device and dtype are set as torch's defaults where possible.
 
     Raises:
-        HardwareError: CUDA was asked for and there is none.
+        HardwareError: CUDA was requested and is not available.
     """
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise HardwareError("--device cuda was asked for, but torch sees no GPU here. Use --device cpu.")
+        raise HardwareError("--device cuda was requested, but torch finds no GPU. Use --device cpu.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -129,10 +129,10 @@ def prepare(args: argparse.Namespace) -> tuple[torch.device, torch.dtype, str]:
 
 
 def chosen(given: Sequence[str] | None, known: Mapping[str, object], always: Sequence[str]) -> list[str]:
-    """The methods to measure, in the order they are known in.
+    """The methods to measure, in the order of their definition.
 
     Raises:
-        ConfigurationError: an unknown one.
+        ConfigurationError: an unknown method.
     """
     for method in given or ():
         if method not in known:
@@ -146,7 +146,7 @@ def show(rows: pd.DataFrame) -> None:
 
 
 def write(rows: pd.DataFrame, output: Path | None, machine: str, dtype: torch.dtype) -> None:
-    """Writes all rows, with what they were measured on, as parquet."""
+    """Writes all rows as parquet, with a description of the machine and settings."""
     if output:
         table = rows.assign(
             device=machine,

@@ -1,16 +1,16 @@
-"""Time and memory of a whole fine-tuning step of a Llama, every method side by side in one run.
+"""Time and memory of a whole fine-tuning step of a Llama, for all methods in one run.
 
     python benchmarks/step.py --size 15m --threads 2
     python benchmarks/step.py --device cuda --size 7b --tokens 1024 --batch 4 --output step.parquet
 
-The model is Llama-2's architecture at the size given, randomly initialised: what a step costs does not depend on the
-weights' values. One copy of the frozen weights lies in memory and all methods share it; each adapts q_proj and v_proj
-(the paper's layers for language models) and has an AdamW of its own. A step is forward, loss, backward, update, on one
-batch of random tokens. The methods take turns, round after round; a time is the median over the rounds, a ratio the
-median of the ratios within a round, to PEFT's LoRA of rank 8.
+The model has Llama-2's architecture at the given size and is randomly initialised, since the cost of a step does not
+depend on the values of the weights. All methods share one copy of the frozen weights. Each adapts q_proj and v_proj (the
+paper's layers for language models) and has its own AdamW optimizer. A step is forward, loss, backward and update on one
+batch of random tokens. Every round times each method once. A time is the median over the rounds; a ratio is the median
+of the ratios to PEFT's LoRA of rank 8 within a round.
 
-Memory is the peak of what a step allocates beyond weights and optimizer state, in MB and against LoRA's.
-`weight side` is ETHER evaluated on the weight, block by block, as the authors' released code does.
+Memory is the peak memory that a step allocates beyond weights and optimizer state, in MB and relative to LoRA's.
+`weight side` is ETHER evaluated on the weight, block by block, as in the authors' released code.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SIZES = {
 
 @dataclass
 class Row:
-    """One method: milliseconds a step, MB, ratios to LoRA, and how many numbers it trains."""
+    """One method: milliseconds per step, MB, ratios to LoRA, and the number of trained parameters."""
 
     method: str
     parameters: int
@@ -90,7 +90,7 @@ def base_model(size: str, dtype: torch.dtype) -> LlamaForCausalLM:
 
 
 def adapted(base: LlamaForCausalLM, method: str) -> nn.Module:
-    """The model under one method; its frozen weights are the base model's own tensors, not copies.
+    """The model adapted with one method; its frozen weights are the tensors of the base model, not copies.
 
     Raises:
         ConfigurationError: the block count does not divide the model's width.
@@ -106,12 +106,12 @@ def adapted(base: LlamaForCausalLM, method: str) -> nn.Module:
     config = CONFIGS[method]()
     config.target_modules = set(TARGETS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, about initialisations that do not matter here
+        warnings.simplefilter("ignore")  # PEFT's warnings about initialisations, which have no effect here
         return get_peft_model(model, config)
 
 
 def stepper(model: nn.Module, tokens: torch.Tensor) -> Callable[[], None]:
-    """One optimizer step on the same batch, again and again."""
+    """A function that takes one optimizer step, always on the same batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
@@ -126,7 +126,7 @@ def stepper(model: nn.Module, tokens: torch.Tensor) -> Callable[[], None]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser, METHODS, rounds=9)
-    parser.add_argument("--size", choices=SIZES, default="15m", help="7b is Llama-2-7B's own and needs a large GPU")
+    parser.add_argument("--size", choices=SIZES, default="15m", help="7b is that of Llama-2-7B and needs a large GPU")
     parser.add_argument("--tokens", type=int, default=256, help="length of a sequence (the paper's maximum)")
     parser.add_argument("--batch", type=int, default=4, help="sequences in a step")
     args = parser.parse_args()
@@ -147,7 +147,7 @@ def main() -> None:
     models = {method: adapted(base, method) for method in methods}
     steps = {method: stepper(model, tokens) for method, model in models.items()}
     clock = Clock(device, least=0.0)
-    for step in steps.values():  # the optimizer's state is there before anything is measured
+    for step in steps.values():  # creates the optimizer's state before the measurement
         step()
     times: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(args.rounds):

@@ -1,7 +1,7 @@
-"""Checks before anything is trained: ``python -m ether.check SCALE EXPERIMENT … [--overrides '{…}'] [--output FILE]``.
+"""Checks before training: ``python -m ether.check SCALE EXPERIMENT … [--overrides '{…}'] [--output FILE]``.
 
-Methods' parameters, block counts against the model's dimensions, the mirror's files and columns, the GPU a scale needs, and free
-disk space. Everything that is wrong is reported at once, one paragraph each, on standard error.
+Checks the arguments of the methods, block counts against the model's dimensions, files and columns of the mirror, the GPU that
+a scale requires, and free disk space. All errors are reported together on standard error, one paragraph each.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ether.errors import ConfigurationError, EtherError, HardwareError, combined
 
 FREE_SPACE = 2 * 1024**3  # bytes; the small scale's results take a few MB, checkpoints of larger models far more
 # A method that reads the values of the weights (SHiRA) cannot be built on the meta device. Models up to this many parameters
-# are then initialised on the CPU for the check; for larger ones the check is left to the run.
+# are then initialised on the CPU for the check; larger models are checked only when the run loads them.
 SMALL_MODEL = 200_000_000
 
 
 def device_of(spec: RunSpec) -> str:
-    """The device a run uses: the scale's, with ``auto`` taking a GPU where there is one.
+    """The device of a run, cpu or cuda: the device of the scale, where ``auto`` selects a GPU if one is available.
 
     Raises:
-        HardwareError: the scale asks for CUDA and there is none.
+        HardwareError: the scale requires CUDA and no GPU is available.
     """
     import torch
 
-    wanted = spec.resources["device"]
-    if wanted == "cuda" and not torch.cuda.is_available():
+    requested = spec.resources["device"]
+    if requested == "cuda" and not torch.cuda.is_available():
         raise HardwareError(
-            f"The scale {spec.scale!r} needs a CUDA GPU and torch finds none here. Run it on a machine with one, choose "
-            "another scale (--config scale=small needs no GPU), or set --config device=cpu."
+            f"The scale {spec.scale!r} needs a CUDA GPU, and torch finds no GPU on this machine. Run it on a machine with a GPU, "
+            "choose another scale (--config scale=small needs no GPU), or set --config device=cpu."
         )
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 # --- one run ---------------------------------------------------------------------------------------------------
@@ -51,17 +51,17 @@ def check_run(spec: RunSpec, scale_results: Path) -> None:
     """Checks one run: device, method's arguments, model, data and settings, and the method on the model's architecture.
 
     Raises:
-        EtherError: the first thing found wrong.
+        EtherError: the first error found.
     """
     from ether.experiments.common import experiment
     from ether.methods.adapt import check_arguments
 
     device_of(spec)
     check_arguments(spec.method, spec.adapt)
-    carried_out_by = experiment(experiments()[spec.experiment].module)
-    carried_out_by.check(spec, scale_results)
-    skeleton = carried_out_by.skeleton(spec, scale_results)
-    # A learning rate or a seed changes no shape; anything else may stand behind a $name in the method's config.
+    benchmark = experiment(experiments()[spec.experiment].module)
+    benchmark.check(spec, scale_results)
+    skeleton = benchmark.skeleton(spec, scale_results)
+    # A learning rate or a seed changes no shape; any other hyperparameter may be the value of a $name in the method's config.
     values = {key: value for key, value in spec.hyperparameters.items() if key != "learning_rate"}
     key = results.digest([skeleton.key, spec.adapt, spec.settings["layers"], spec.settings["head"], values], 32)
     if key not in _checked:
@@ -70,15 +70,15 @@ def check_run(spec: RunSpec, scale_results: Path) -> None:
             _checked[key] = None
         except EtherError as error:
             _checked[key] = error
-    if (found := _checked[key]) is not None:
-        raise found
+    if (failure := _checked[key]) is not None:
+        raise failure
 
 
 def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) -> None:
     """Applies the method to the model's architecture on the meta device: shapes are checked, no weights are loaded.
 
     Raises:
-        ConfigurationError: the method does not fit the model, or leaves nothing to train.
+        ConfigurationError: the method cannot be applied to the model, or no parameter is trainable.
     """
     import torch
 
@@ -87,7 +87,7 @@ def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) ->
 
     where = f"workflow/methods/{spec.method}.yaml on {spec.experiment} of scale {spec.scale!r}"
 
-    def trained(device: str) -> int:
+    def trainable_parameters(device: str) -> int:
         with torch.device(device), quiet("diffusers"), torch.random.fork_rng(devices=[]):
             adapted = adapt.adapt(
                 skeleton.build(),
@@ -100,7 +100,7 @@ def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) ->
         return adapt.trainable(adapted)
 
     try:
-        count = trained("meta")
+        count = trainable_parameters("meta")
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise ConfigurationError(f"{where}: the method cannot be applied to the model: {error}") from error
@@ -110,23 +110,23 @@ def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) ->
             warnings.warn(f"{where}: the method reads weights, so it is checked only when the model is loaded.", stacklevel=2)
             return
         try:
-            count = trained("cpu")
+            count = trainable_parameters("cpu")
         except (RuntimeError, NotImplementedError) as again:
             raise ConfigurationError(f"{where}: the method cannot be applied to the model: {again}") from again
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
     if count == 0 and spec.adapt["kind"] != "none":
-        raise ConfigurationError(f"{where}: the method leaves nothing to train. Check `adapt` in the method's file.")
+        raise ConfigurationError(f"{where}: the method has no trainable parameters. Check `adapt` in the method's file.")
 
 
 def check_runs(specs: Iterable[RunSpec], scale_results: Path) -> int:
-    """Checks runs, one for each method, task and adaptation, since seeds and learning rates change nothing here.
+    """Checks runs, one per method, task and adaptation; seeds and learning rates do not affect the checks.
 
     Returns:
         The number of runs.
 
     Raises:
-        EtherError: everything that is wrong, one paragraph each.
+        EtherError: all errors found, one paragraph each.
     """
     errors: list[EtherError] = []
     seen: set[str] = set()
@@ -150,20 +150,20 @@ def check_runs(specs: Iterable[RunSpec], scale_results: Path) -> int:
 
 
 def check(scale_name: str, experiment_names: Sequence[str], overrides: Mapping[str, Any] | None = None) -> int:
-    """Checks every run of some experiments without starting one.
+    """Checks every run of the given experiments without starting any.
 
     Returns:
         The number of runs.
 
     Raises:
-        EtherError: everything found wrong, one paragraph each.
+        EtherError: all errors found, one paragraph each.
     """
     scale = load(scale_name, overrides)
     free = shutil.disk_usage(Path.cwd()).free
     if free < FREE_SPACE:
         raise HardwareError(
             f"Only {free / 1024**3:.1f} GiB are free on the disk that holds {Path.cwd()}; {FREE_SPACE / 1024**3:.0f} GiB are "
-            "needed to start. Free some and start again."
+            "needed to start. Free some space and start again."
         )
     return check_runs((spec for name in experiment_names for spec in runs(scale, name)), scale.results)
 
@@ -174,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scale")
     parser.add_argument("experiments", nargs="+")
     parser.add_argument("--overrides", default="{}", help="a JSON object")
-    parser.add_argument("--output", type=Path, help="written when everything is correct")
+    parser.add_argument("--output", type=Path, help="report file, written if no error is found")
     options = parser.parse_args(arguments)
     overrides = json.loads(options.overrides)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries: nothing a user could act on
+    warnings.filterwarnings("ignore", category=FutureWarning)  # raised between libraries; a user cannot act on them
     try:
         count = check(options.scale, options.experiments, overrides)
     except EtherError as error:

@@ -1,8 +1,8 @@
-"""Scales, methods, experiments and exhibits: the YAML files under ``workflow/`` checked and resolved into runs.
+"""Scales, methods, experiments and exhibits: the YAML files under ``workflow/``, validated and resolved into runs.
 
-``experiments.yaml`` and ``exhibits.yaml`` are the only lists of experiments, tables and figures. ``paper.yaml`` is the source
-of truth of the scales; every other scale is an overlay on it (``over: paper``). A method is one file. Nothing here knows what a
-method or an experiment does; nothing elsewhere asks which scale it is.
+``experiments.yaml`` and ``exhibits.yaml`` are the only lists of experiments, tables and figures. ``paper.yaml`` is the base of
+the scales; every other scale is an overlay on it (``over: paper``). A method is one file. This module does not depend on the
+implementation of methods and experiments, and no other module depends on the name of the scale.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
     "validate",
 ]
 
-# Keys of an experiment's section that say which runs there are and how they are read; all others decide a run's numbers.
+# Keys of an experiment's section that select runs or describe them; all other keys affect the results of a run.
 _SELECTION = (
     "known_tasks",
     "tasks",
@@ -64,7 +64,7 @@ _SELECTION = (
 
 
 def scale_names() -> list[str]:
-    """The scales there are: the files under ``workflow/scales``."""
+    """Names of the scales: the files under ``workflow/scales``."""
     return sorted(path.stem for path in (WORKFLOW / "scales").glob("*.yaml"))
 
 
@@ -72,13 +72,13 @@ def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name not in scale_names():
         raise one_of("scale", name, scale_names(), "--config scale=…")
     if name in seen:
-        raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are overlays on each other in a circle.")
+        raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are circular overlays: change `over` in one of them.")
     content = read_yaml(WORKFLOW / "scales" / f"{name}.yaml")
     base = content.pop("over", None)
     return overlay(_read_scale(base, (*seen, name)), content) if base else content
 
 
-# What `--config` may set beside `scale`. Each but `replay` replaces the setting of that name.
+# Settings of `--config` in addition to `scale`. Each of them except `replay` replaces the setting of that name.
 OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device", "replay")
 
 
@@ -92,7 +92,7 @@ def _as_list(value: object) -> list[str]:
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale as it will run: the YAML overlays and the command line's overrides, merged and checked."""
+    """A resolved scale: the YAML overlays and the overrides of the command line, merged and validated."""
 
     name: str
     settings: dict[str, Any]
@@ -100,7 +100,7 @@ class Scale:
 
     @property
     def results(self) -> Path:
-        """Where this scale's results go."""
+        """Folder of this scale's results."""
         return Path("results") / self.name
 
     @property
@@ -111,21 +111,21 @@ class Scale:
 
     @property
     def metrics_folder(self) -> Path:
-        """Where collected metrics are read."""
+        """Folder from which collected metrics are read."""
         return (self.replay or self.results) / "metrics"
 
     @property
     def samples_folder(self) -> Path:
-        """Where generated images are read."""
+        """Folder from which generated images are read."""
         return (self.replay or self.results) / "samples"
 
     @property
     def resources(self) -> dict[str, Any]:
-        """Where models and data are and what runs them; not part of what a run is."""
+        """Location of models and data, and the device; they do not affect run ids."""
         return {key: self.settings[key] for key in ("mirror", "foundation", "device")}
 
     def protocol(self, *experiments: str) -> list[str]:
-        """What differs from the paper's protocol: in general, and in some experiments."""
+        """Differences from the paper's protocol: those of the scale and those of the given experiments."""
         lines = list(self.settings.get("protocol", []))
         for name in experiments:
             lines += self.experiment(name).get("protocol", [])
@@ -142,19 +142,19 @@ class Scale:
         return self.settings[name]
 
     def experiments(self) -> list[str]:
-        """The experiments that this scale has, after the command line's overrides."""
+        """Names of this scale's experiments, after the overrides of the command line."""
         return [name for name in experiments() if name in self.settings]
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
-    """Reads a scale, applies the command line's overrides and checks every name in it.
+    """Reads a scale, applies the overrides of the command line and checks every name in it.
 
     Args:
-        name: a file under ``workflow/scales`` without its ending.
+        name: a file under ``workflow/scales`` without extension.
         overrides: any of ``OVERRIDES``; lists may be given as comma-separated text.
 
     Raises:
-        ConfigurationError: unknown scale, override, method, task, or a value the schema does not allow.
+        ConfigurationError: unknown scale, override, method or task, or a value that the schema does not allow.
         MissingResourceError: the mirror or replay folder does not exist.
     """
     given = {key: value for key, value in (overrides or {}).items() if value not in (None, "")}
@@ -191,50 +191,50 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
 
 
 def _check_folders(mirror: str | None, replay: str | None) -> None:
-    """The folders given by --config exist, and their names do not confuse Snakemake.
+    """Checks the folders given by --config.
 
     Raises:
-        ConfigurationError: a brace in the path, which Snakemake reads as a wildcard.
-        MissingResourceError: no such folder, or nothing to replay in it.
+        ConfigurationError: a path contains a brace, which Snakemake interprets as a wildcard.
+        MissingResourceError: a folder does not exist, or the replay folder has no metrics.
     """
     for key, folder in (("mirror", mirror), ("replay", replay)):
         if folder and re.search(r"[{}]", str(folder)):
             raise ConfigurationError(
-                f"--config {key}={folder}: a path with braces cannot be used, since Snakemake reads what is between them as a "
-                "wildcard. Rename the folder, or make a link to it without braces."
+                f"--config {key}={folder}: a path with braces cannot be used, because Snakemake interprets the text between "
+                "them as a wildcard. Rename the folder, or create a link to it without braces."
             )
     if mirror and not Path(mirror).expanduser().is_dir():
         raise MissingResourceError(
-            f"The mirror folder {mirror} does not exist. Give --config mirror=FOLDER a folder laid out as "
-            "datasets/<hub id>/<config>/<split>.parquet and models/<hub id>/, or leave it out to use the hub."
+            f"The mirror folder {mirror} does not exist. Set --config mirror=FOLDER to a folder with the layout "
+            "datasets/<hub id>/<config>/<split>.parquet and models/<hub id>/, or omit it to use the hub."
         )
     if replay and not (Path(replay).expanduser() / "metrics").is_dir():
         raise MissingResourceError(
-            f"There is nothing to replay in {replay}: it has no folder `metrics`. Give --config replay=FOLDER a folder laid out "
-            "as results/published/small: metrics/<experiment>.parquet, metrics/<experiment>.runs.parquet and samples/."
+            f"There is nothing to replay in {replay}: it has no folder `metrics`. Set --config replay=FOLDER to a folder with "
+            "the layout of results/published/small: metrics/<experiment>.parquet, metrics/<experiment>.runs.parquet and samples/."
         )
 
 
-def _choose(settings: dict[str, Any], key: str, wanted: list[str], scale: str) -> None:
-    """Narrows each experiment to the methods or tasks asked for; one that knows none of them is left out altogether.
+def _choose(settings: dict[str, Any], key: str, chosen: list[str], scale: str) -> None:
+    """Restricts each experiment to the chosen methods or tasks; an experiment that has none of them is removed.
 
     Raises:
-        ConfigurationError: a name that no experiment of the scale knows.
+        ConfigurationError: no experiment of the scale has a method or task of this name.
     """
-    there = [experiment for experiment in experiments() if experiment in settings]
-    known = {e: settings[e]["known_tasks"] if key == "tasks" else list(_eligible(settings, e)) for e in there}
-    for one in wanted:
-        if not any(one in names for names in known.values()):
+    sections = [experiment for experiment in experiments() if experiment in settings]
+    known = {e: settings[e]["known_tasks"] if key == "tasks" else list(_eligible(settings, e)) for e in sections}
+    for name in chosen:
+        if not any(name in names for names in known.values()):
             every = methods() if key == "methods" else dict.fromkeys(t for names in known.values() for t in names)
-            if one in every:
+            if name in every:
                 raise ConfigurationError(
-                    f"workflow/methods/{one}.yaml has no hyperparameters for an experiment of scale {scale!r}: add "
+                    f"workflow/methods/{name}.yaml has no hyperparameters for an experiment of scale {scale!r}: add "
                     f"training.<experiment> with a section `default` or {' or '.join(settings['hyperparameters'])}."
                 )
-            raise one_of(key.removesuffix("s"), one, every, f"--config {key}=…")
-    for experiment in there:
-        if mine := [one for one in wanted if one in known[experiment]]:
-            settings[experiment][key] = mine
+            raise one_of(key.removesuffix("s"), name, every, f"--config {key}=…")
+    for experiment in sections:
+        if selected := [name for name in chosen if name in known[experiment]]:
+            settings[experiment][key] = selected
         else:
             del settings[experiment]
 
@@ -245,7 +245,7 @@ def _trained_as(settings: Mapping[str, Any], experiment: str) -> str:
 
 
 def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[str, Any]]:
-    """The methods with hyperparameters for an experiment at a scale: a `default`, or a section that the scale names."""
+    """The methods with hyperparameters for an experiment: a section `default`, or a section that the scale names."""
     sections = {"default", *settings["hyperparameters"]}
     trained_as = _trained_as(settings, experiment)
     swept = {"learning_rates", "rate_factors"} & set(settings[experiment])
@@ -259,7 +259,7 @@ def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[st
 
 
 def chosen_methods(scale: Scale, experiment: str) -> dict[str, dict[str, Any]]:
-    """The methods an experiment runs, in table order: those it lists, or all that have hyperparameters for it.
+    """The methods of an experiment, in table order: those that it lists, or all that have hyperparameters for it.
 
     Raises:
         ConfigurationError: a listed method has no file, or no hyperparameters for this experiment.
@@ -284,7 +284,7 @@ def chosen_methods(scale: Scale, experiment: str) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run, fully resolved: what is adapted, how, on which task, with which seed and hyperparameters."""
+    """One fully resolved run: model and data, method, task, seed and hyperparameters."""
 
     experiment: str
     scale: str
@@ -295,12 +295,12 @@ class RunSpec:
     adapt: dict[str, Any]
     hyperparameters: dict[str, Any]
     settings: dict[str, Any]  # the experiment's model, data, limits, layers, head
-    resources: dict[str, Any]  # mirror, foundation, device: where things are, not what they are
-    rate_factor: float | None = None  # the learning rate as a multiple of the method's
+    resources: dict[str, Any]  # mirror, foundation, device: locations, not part of the run id
+    rate_factor: float | None = None  # learning rate divided by the method's
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that decides the numbers. Where things are does not; that a model is pretrained anew does."""
+        """The settings that determine the results. Locations are not included; a rebuilt foundation model is."""
         decisive = {
             "experiment": self.experiment, "scale": self.scale, "method": self.method, "task": self.task, "seed": self.seed,
             "adapt": self.adapt, "hyperparameters": self.hyperparameters, "settings": self.settings,
@@ -309,7 +309,7 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """Names the run and, through a hash of its configuration, everything that decides its numbers."""
+        """Identifies the run; it contains a hash of all settings that determine the results."""
         return f"{self.experiment}-{self.method}-{self.task}-seed{self.seed}-{digest(self.config)}"
 
 
@@ -323,13 +323,13 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Changes when any run of the job does: Snakemake reruns the job then, and no other."""
+        """Hash of the configurations of all runs. Snakemake repeats the job if it changes."""
         return digest([run.config for run in self.runs])
 
 
 def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Hyperparameters of a run: the scale's, then the method's ``default``, then the sections the scale names; in
-    each, what is given for the task comes last."""
+    """Hyperparameters of a run, in increasing order of precedence: those of the scale, of the method's section ``default``,
+    and of the method's sections that the scale names. In each of them, the values for the task take precedence."""
     layers = [scale.experiment(experiment)["training"]]
     sections = method["training"][_trained_as(scale.settings, experiment)] or {}
     layers += [sections[name] for name in ("default", *scale.settings["hyperparameters"]) if name in sections]
@@ -352,7 +352,7 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
             adapt = entry["adapt"]
             if config := values.pop("config", None):
                 adapt = overlay(adapt, {"config": config})
-            trains = adapt["kind"] != "none"  # what is not trained gives the same for every rate and seed
+            trains = adapt["kind"] != "none"  # without training, results do not depend on learning rate and seed
             rates: list[tuple[float | None, float | None]] = [(values.get("learning_rate"), None)]
             if trains and "learning_rates" in section:
                 rates = [(rate, None) for rate in section["learning_rates"]]
@@ -379,9 +379,10 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
 
 
 def jobs(scale: Scale, experiment: str) -> dict[str, Job]:
-    """The jobs of an experiment: its runs grouped by the parts the scale names in ``jobs`` (method, task, seed).
+    """The jobs of an experiment: its runs grouped by the keys in ``jobs`` of the scale (method, task, rate, seed).
 
-    One method is one job at the small scales, so that a new method runs alone; at the paper's scale every run is.
+    At the small scales a job has all runs of one method, so that a new method is run without repeating others. At the paper
+    scale every run is a job.
     """
     parts = scale.experiment(experiment)["jobs"]
     grouped: dict[str, list[RunSpec]] = {}

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one paragraph that names what is wrong, where it is, and the remedy."""
+"""Errors with a message for the user: one paragraph that states the error, its location, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class EtherError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors that this package raises."""
 
 
 class ConfigurationError(EtherError, ValueError):
@@ -14,24 +14,24 @@ class ConfigurationError(EtherError, ValueError):
 
 
 class MissingResourceError(EtherError, FileNotFoundError):
-    """Something that should be on disk or on the hub is not: a model, a data set, a split, a column, a file."""
+    """A required resource is missing on disk or on the hub: a model, a data set, a split, a column, a file."""
 
     def __str__(self) -> str:  # FileNotFoundError would print "[Errno ...]" or a bare tuple
         return str(self.args[0]) if self.args else ""
 
 
 class HardwareError(EtherError, RuntimeError):
-    """The machine lacks what a scale asks for: a GPU, memory, disk space."""
+    """The machine does not meet the requirements of a scale: GPU, memory, disk space."""
 
 
 def combined(errors: Sequence[EtherError]) -> EtherError:
-    """One error for several: each of their paragraphs once, in order. A single error stays what it is."""
+    """Combines several errors into one with all their messages, in order and without duplicates. A single error is returned."""
     messages = list(dict.fromkeys(str(error) for error in errors))
     return errors[0] if len(messages) == 1 else ConfigurationError("\n\n".join(messages))
 
 
 def one_of(what: str, name: object, known: object, where: str = "") -> ConfigurationError:
-    """The error for a name that is not among the known ones, with the nearest known name suggested."""
+    """The error for an unknown name. The message suggests the most similar known name."""
     import difflib
 
     names = sorted(str(k) for k in known)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Where models and data sets come from: the project's own foundation and world, a folder, a hub mirror, or the hub.
+"""Location of models and data sets: foundation models and worlds of this project, a folder, a hub mirror, or the hub.
 
-Every scale loads through these functions. What is missing is reported as one paragraph that says what was looked for,
-where, and what to do; nothing is downloaded while a mirror is set.
+All scales use these functions. A missing resource is reported in one paragraph that names the resource, the location that was
+searched, and the remedy. Nothing is downloaded if a mirror is set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORLD = "world/"  # data sets this project generates, under results/<scale>/worl
 
 @dataclass(frozen=True)
 class Source:
-    """A model or data set as a library can load it: a folder, or a hub id pinned to a revision."""
+    """Location of a model or data set: a folder, or a hub id with a revision."""
 
     name: str
     folder: Path | None = None
@@ -31,7 +31,7 @@ class Source:
 
     @property
     def location(self) -> str:
-        """What ``from_pretrained`` takes."""
+        """The argument of ``from_pretrained``."""
         return str(self.folder) if self.folder else self.name
 
     @property
@@ -39,23 +39,23 @@ class Source:
         """``revision=…`` for a hub id, nothing for a folder."""
         return {"revision": self.revision} if self.folder is None and self.revision else {}
 
-    def safetensors(self, wanted: Mapping[str, Any]) -> bool:
-        """Whether to load safetensors: as a scale's model says by its ``weights``, and from a folder that holds them."""
-        inner = self.folder / (wanted.get("subfolder") or "") if self.folder else None
-        return wanted.get("weights", "safetensors") == "safetensors" or bool(inner and any(inner.glob("*.safetensors")))
+    def safetensors(self, model: Mapping[str, Any]) -> bool:
+        """Whether to load safetensors: if ``weights`` of a scale's ``model`` section says so, or the folder has such files."""
+        inner = self.folder / (model.get("subfolder") or "") if self.folder else None
+        return model.get("weights", "safetensors") == "safetensors" or bool(inner and any(inner.glob("*.safetensors")))
 
 
 @contextlib.contextmanager
 def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
-    """Turns a hub client's errors into one paragraph.
+    """Converts errors of the hub client into a `MissingResourceError` with a message of one paragraph.
 
     Args:
-        source: what is being loaded.
+        source: the model or data set that is loaded.
         kind: "model" or "data set", for the message.
         setting: the key of the scale that names it, for the message.
 
     Raises:
-        MissingResourceError: gated, unknown, or unreachable; a folder without the files it needs.
+        MissingResourceError: the repository is gated or unknown, the hub is unreachable, or a folder lacks required files.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -65,7 +65,7 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    place = f"{kind} {source.name!r}" + (f" at revision {source.revision}" if source.revision else "")
+    described = f"{kind} {source.name!r}" + (f" at revision {source.revision}" if source.revision else "")
     remedy = (
         f"Change `{setting}` in workflow/scales/, or give --config mirror=FOLDER with a copy under "
         f"FOLDER/{'models' if kind == 'model' else 'datasets'}/{source.name}/."
@@ -83,25 +83,25 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
         text = " ".join(f"{type(e).__name__}: {e}" for e in chain).lower()
         if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text:
             raise MissingResourceError(
-                f"The {place} is gated. Ask for access on its hub page, wait for the grant, then log in once with "
+                f"The {described} is gated. Request access on its hub page, wait until it is granted, then log in once with "
                 f"`hf auth login` (or set HF_TOKEN) and start again. {remedy}"
             ) from error
         if any(isinstance(e, RevisionNotFoundError) for e in chain):
-            raise MissingResourceError(f"The {place} has no such revision on the hub. {remedy}") from error
+            raise MissingResourceError(f"The {described} has no such revision on the hub. {remedy}") from error
         if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
             raise MissingResourceError(
-                f"There is no {place} on the hub, or it is private and you are not logged in (`hf auth login`). {remedy}"
+                f"There is no {described} on the hub, or it is private and you are not logged in (`hf auth login`). {remedy}"
             ) from error
         unreachable = ("couldn't connect", "connectionerror", "connecterror", "offline", "couldn't reach", "resolve",
                        "max retries", "connection error", "network", "no cached", "cannot find the requested files",
                        "proxyerror", "403 forbidden")  # fmt: skip
         if any(isinstance(e, LocalEntryNotFoundError) for e in chain) or any(word in text for word in unreachable):
             raise MissingResourceError(
-                f"The {place} is not on this machine and the hub cannot be reached. Connect once so that it is "
-                f"downloaded, or use the scale `small`, which needs no hub. {remedy}"
+                f"The {described} is not on this machine and the hub cannot be reached. Connect to the internet once to "
+                f"download it, or use the scale `small`, which needs no hub. {remedy}"
             ) from error
         if isinstance(error, OSError | ValueError | KeyError) and source.folder is not None:
-            raise MissingResourceError(f"The {place} cannot be loaded from {source.folder}: {error}. {remedy}") from error
+            raise MissingResourceError(f"The {described} cannot be loaded from {source.folder}: {error}. {remedy}") from error
         raise
 
 
@@ -109,15 +109,15 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
 
 
 def model_source(model: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
-    """Where the model of a scale's ``model`` section is.
+    """Location of the model in a scale's ``model`` section.
 
     Args:
         model: ``path`` (foundation/<name>, a folder, or a hub id) and ``revision``.
         resources: ``mirror`` and ``foundation`` (shipped | rebuild).
-        results: ``results/<scale>``, where a rebuilt foundation model is.
+        results: ``results/<scale>``, the parent folder of rebuilt foundation models.
 
     Raises:
-        MissingResourceError: the mirror or the rebuilt foundation lacks it, or a shipped file is damaged.
+        MissingResourceError: the mirror or the folder of rebuilt models does not contain it, or a shipped file is damaged.
     """
     path, revision = model["path"], model.get("revision")
     if path.startswith(FOUNDATION):
@@ -129,7 +129,7 @@ def model_source(model: Mapping[str, Any], resources: Mapping[str, Any], results
             if not (folder / foundation.CARD).is_file():
                 raise MissingResourceError(
                     f"The rebuilt foundation model {name!r} is not at {folder}: run the workflow target with "
-                    "--config foundation=rebuild, which pretrains it first, or leave that out to use the shipped one."
+                    "--config foundation=rebuild, which pretrains it first, or omit this setting to use the shipped model."
                 )
             return Source(path, folder)
         return Source(path, foundation.path(name))
@@ -141,8 +141,8 @@ def _folder_or_mirror(kind: str, path: str, revision: str | None, resources: Map
         folder = Path(resources["mirror"]).expanduser() / kind / path
         if not folder.is_dir():
             raise MissingResourceError(
-                f"The mirror has no {kind}/{path}: looked for the folder {folder}. Put it there, or leave out "
-                "--config mirror=… to use the hub."
+                f"The mirror has no {kind}/{path}: the folder {folder} does not exist. Add it, or omit --config mirror=… to "
+                "use the hub."
             )
         return Source(path, folder, revision)
     if Path(path).expanduser().is_dir():
@@ -163,7 +163,7 @@ def folder_fingerprint(folder: Path, suffixes: tuple[str, ...] = (".safetensors"
 
 
 def fingerprint(source: Source) -> str:
-    """What identifies the contents: the hash of a folder's files, or the hub revision."""
+    """Identifies the contents of a source: the hash of a folder's files, or the hub revision."""
     return folder_fingerprint(source.folder) if source.folder else f"{source.name}@{source.revision or 'main'}"
 
 
@@ -171,10 +171,10 @@ def fingerprint(source: Source) -> str:
 
 
 def data_source(data: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> Source:
-    """Where the data set of a scale's ``data`` section is.
+    """Location of the data set in a scale's ``data`` section.
 
     Raises:
-        MissingResourceError: the mirror lacks it, or the world has not been generated.
+        MissingResourceError: the mirror does not contain it, or the world has not been generated.
     """
     path, revision = data["path"], data.get("revision")
     if path.startswith(WORLD):
@@ -189,15 +189,15 @@ def split_file(source: Source, config: str, split: str) -> Path:
     """The file of one split in a folder laid out as ``<config>/<split>.parquet`` (or ``.jsonl``).
 
     Raises:
-        MissingResourceError: no such file; the message lists the splits that are there.
+        MissingResourceError: no such file; the message lists the available splits.
     """
     assert source.folder is not None
     for suffix in (".parquet", ".jsonl"):
         file = source.folder / config / f"{split}{suffix}"
         if file.is_file():
             return file
-    there = sorted(f.stem for f in (source.folder / config).glob("*") if f.suffix in (".parquet", ".jsonl"))
-    found = f"It has: {', '.join(there)}" if there else "There is nothing of that configuration"
+    available = sorted(f.stem for f in (source.folder / config).glob("*") if f.suffix in (".parquet", ".jsonl"))
+    found = f"It has: {', '.join(available)}" if available else "It has no file of this configuration"
     raise MissingResourceError(
         f"The data set {source.name!r} has no split {split!r} of {config!r}: looked for "
         f"{source.folder / config / split}.parquet. {found}."
@@ -206,7 +206,7 @@ def split_file(source: Source, config: str, split: str) -> Path:
 
 @functools.lru_cache(maxsize=256)
 def check_columns(source: Source, config: str, split: str, columns: tuple[str, ...], setting: str) -> None:
-    """Looks at the columns of a split's file without reading its rows.
+    """Checks the columns of a split's file without reading its rows.
 
     Raises:
         MissingResourceError: no such file, or a column is missing.
@@ -215,11 +215,11 @@ def check_columns(source: Source, config: str, split: str, columns: tuple[str, .
 
     file = split_file(source, config, split)
     if file.suffix == ".parquet":
-        there = pyarrow.parquet.read_schema(file).names
-        missing = [column for column in columns if column not in there]
+        available = pyarrow.parquet.read_schema(file).names
+        missing = [column for column in columns if column not in available]
         if missing:
             raise MissingResourceError(
-                f"{file} has no column {missing[0]!r}; it has {', '.join(there)}. Rename the column in the file, or "
+                f"{file} has no column {missing[0]!r}; it has {', '.join(available)}. Rename the column in the file, or "
                 f"change `{setting}` in workflow/scales/."
             )
 

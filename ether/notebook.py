@@ -1,8 +1,8 @@
-"""Runs a notebook with parameters, strictly: ``python -m ether.notebook SOURCE OUTPUT --parameters '{…}'``.
+"""Executes a notebook with parameters through papermill: ``python -m ether.notebook SOURCE OUTPUT --parameters '{…}'``.
 
-papermill does the work. What it lets pass is an error here: a parameter the notebook does not have. Folders are made,
-the kernel is this interpreter's, progress bars stay out of logs, the lines that report a run are printed as they appear,
-and a notebook that fails is kept, with its traceback, and named.
+In addition to papermill, a parameter that the notebook does not define is an error, missing folders are created, the kernel
+uses the current interpreter, progress bars are disabled, and lines that report a run are printed during execution. If a
+notebook fails, the executed notebook with its traceback is kept and named in the error message.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any, TextIO
 from ether.errors import ConfigurationError, EtherError, MissingResourceError, one_of
 from ether.silence import hidden
 
-KERNEL = "python3"  # installed by ipykernel into the environment of the interpreter that runs this
-RUN_LINE = re.compile(r"\[([\w-]+ )?\d+/\d+\] ")  # how a line begins that reports a finished run: "[glue 3/24] "
-# Optional parts of papermill and jsonschema that no notebook here needs: Hadoop's file system, a parser for IRIs.
+KERNEL = "python3"  # installed by ipykernel into the environment of the current interpreter
+RUN_LINE = re.compile(r"\[([\w-]+ )?\d+/\d+\] ")  # beginning of a line that reports a finished run: "[glue 3/24] "
+# Optional dependencies of papermill and jsonschema that are not used here: Hadoop's file system, a parser for IRIs.
 UNUSED = ("pyarrow", "rfc3987_syntax")
 
 
 class NotebookError(EtherError):
-    """A notebook failed; the message names the executed notebook and what went wrong in it."""
+    """A notebook failed; the message names the executed notebook and the error."""
 
 
 def parameters_of(source: Path) -> set[str]:
@@ -59,17 +59,17 @@ def parameters_of(source: Path) -> set[str]:
 
 
 class RunLines(io.TextIOBase):
-    """Passes on to ``stream`` only the lines that report a run. Text arrives in pieces of any length."""
+    """Writes only the lines that report a run to ``stream``. Text may be written in parts of any length."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.rest = ""
+        self.incomplete = ""  # text after the last line feed
 
     def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).split("\n")
+        *lines, self.incomplete = (self.incomplete + text).split("\n")
         for line in lines:
             if RUN_LINE.match(line):
-                self.stream.write(f"{line}\n")  # at once, so that the lines of parallel jobs do not mix
+                self.stream.write(f"{line}\n")  # in one call, so that lines of parallel jobs are not interleaved
                 self.stream.flush()
         return len(text)
 
@@ -80,8 +80,8 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     Lines of its output that report a run (``RUN_LINE``) are printed while it is executed.
 
     Raises:
-        ConfigurationError: a parameter the notebook does not have.
-        NotebookError: a cell failed, or the kernel ended. The executed part is at ``output``.
+        ConfigurationError: the notebook does not define a parameter.
+        NotebookError: a cell failed, or the kernel stopped. The executed part is written to ``output``.
     """
     with hidden(*UNUSED):
         import papermill
@@ -94,9 +94,9 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             raise one_of("parameter", name, known, str(source))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".partial.{output.name}")
-    # Nobody watches the bars of an executed notebook, and a missing widget library is no news there.
+    # Progress bars are not displayed in an executed notebook, so a missing widget library is no reason for a warning.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
-    os.environ["TQDM_DISABLE"] = "1"  # the kernel inherits it: bars would fill the executed notebook
+    os.environ["TQDM_DISABLE"] = "1"  # inherited by the kernel: no progress bars in the executed notebook
     try:
         papermill.execute_notebook(
             str(source),
@@ -109,18 +109,19 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             cwd=str(Path.cwd()),
             autosave_cell_every=30,
             stdout_file=RunLines(sys.stdout),
-            # Of the kernel. Its log has, at ERROR, that it is interrupted, as it always is before it is shut down; a
+            # Arguments of the kernel. It logs an error whenever it is interrupted, which always precedes its shutdown. The
             # history would be written to a file that all kernels of the user share.
             extra_arguments=["--log-level=CRITICAL", "--HistoryManager.enabled=False"],
         )
     except PapermillExecutionError as error:
-        # An EtherError is one paragraph that says all; anything else needs its traceback.
+        # The message of an EtherError is complete; any other error needs its traceback.
         detail = str(error.evalue) if _is_ours(str(error.ename)) else _plain("\n".join(error.traceback))
         raise NotebookError(f"{source} failed: {detail}\nThe executed notebook is kept at {output}.") from None
     except DeadKernelError:
         raise NotebookError(
-            f"The kernel of {source} ended before the notebook did. The most frequent cause is lack of memory: the operating "
-            f"system then ends the process. Run fewer jobs side by side (--cores). The executed part is kept at {output}."
+            f"The kernel of {source} stopped before the notebook was finished. The most frequent cause is lack of memory: the "
+            "operating system then stops the process. Run fewer jobs in parallel (--cores). The executed part is kept at "
+            f"{output}."
         ) from None
     finally:
         if partial.exists():

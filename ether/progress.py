@@ -1,4 +1,4 @@
-"""The terminal's output while the workflow runs: one plain line for each finished run and each finished job.
+"""Terminal output of the workflow: one plain line for each finished run and each finished job.
 
 ``attach`` (called by the Snakefile) replaces Snakemake's report of each job on the terminal by lines such as::
 
@@ -6,14 +6,14 @@
     [glue 37/264] ETHER+, rte, seed 0: 71.20 (3.1 s), about 6 min left
     [5/14] experiment glue/ether-plus done in 42 s, about 3 min left
 
-Lines in brackets that name an experiment come from the jobs themselves (``RunProgress``), the others from Snakemake's log
-records. Snakemake's own output appears with ``--verbose``, in a dry run, and with ``ETHER_PROGRESS=off`` in the
-environment; its log file always has all of it.
+Lines with an experiment in brackets are printed by the jobs (``RunProgress``), all others are made from Snakemake's log
+records. Snakemake's original output is printed with ``--verbose``, in a dry run, and with ``ETHER_PROGRESS=off`` in the
+environment; its log file always has the complete output.
 
-This is a filter and a handler of ``logging``, not one of Snakemake's logger plugins: those are found by the name of an
-installed distribution (``snakemake-logger-plugin-…``), which a package of another name, or a checkout that is not
-installed, does not have. ``snakemake-logger-plugin-rich`` counts jobs by rule and knows neither runs nor scores, and its
-panels and spinners are control codes.
+The module uses a filter and a handler of ``logging`` instead of a logger plugin of Snakemake. Plugins are found by the name of
+an installed distribution (``snakemake-logger-plugin-…``), so a package of another name, or a checkout that is not installed,
+cannot provide one. ``snakemake-logger-plugin-rich`` counts jobs by rule; it reports neither runs nor scores, and prints control
+codes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-# The values of Snakemake's `LogEvent`, an enumeration of strings: importing it here would import Snakemake in every run.
+# The values of Snakemake's `LogEvent`, an enumeration of strings. It is not imported, because every run would load Snakemake.
 JOB_INFO, JOB_FINISHED, JOB_ERROR, ERROR = "job_info", "job_finished", "job_error", "error"
 RUN_INFO, PROGRESS = "run_info", "progress"
 REPLACED = {JOB_INFO, JOB_FINISHED, JOB_ERROR, RUN_INFO, PROGRESS, "job_started", "resources_info", "workflow_started"}
-# Messages without an event that a user does not need. All others, those of later versions included, are printed.
+# Messages without an event that are not printed. All others are printed, including those of later versions.
 NOISE = (
     "Assuming unrestricted shared filesystem usage",
     "Building DAG of jobs",
@@ -53,15 +53,16 @@ def duration(seconds: float) -> str:
 
 
 class RunProgress:
-    """Formats the line that reports a finished run, with the number of runs done and the time left.
+    """Formats the line that reports a finished run, with the number of finished runs and the remaining time.
 
-    The time left is that of the experiment's runs: those not done, at the rate at which runs were finished since this
-    object was made, by all jobs that run side by side.
+    The remaining time is that of all unfinished runs of the experiment. It assumes the rate at which all parallel jobs
+    finished runs since this object was created.
 
     Args:
-        experiment: its name, such as ``glue``.
+        experiment: name of the experiment, such as ``glue``.
         total: number of runs of the experiment, over all its jobs.
-        count_done: counts those that are finished now.
+        count_done: returns the number of finished runs.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class RunProgress:
             label: the method, as printed.
             task: the task's name.
             seed: the run's seed.
-            score: its score, or None where it has none.
-            seconds: how long it took.
-            ending: how it ended, where that was not as intended: "diverged: the loss is not finite".
+            score: the score, or None.
+            seconds: duration of the run.
+            ending: status and reason of a run that did not finish, such as "diverged: the loss is not finite".
         """
         done = min(self.count_done(), self.total)
         value = "-" if score is None else f"{score:.2f}"
@@ -91,7 +92,7 @@ class RunProgress:
         return f"[{self.experiment} {done}/{self.total}] " + ", ".join(part for part in parts if part)
 
     def left(self, done: int) -> str:
-        """ "about 6 min left", or nothing where all is done or nothing was finished in this object's time."""
+        """ "about 6 min left"; '' if all runs are done, or none was finished since this object was created."""
         finished = done - self.done_before
         if finished <= 0 or done >= self.total:
             return ""
@@ -99,7 +100,7 @@ class RunProgress:
 
 
 def attach(workflow: Any) -> None:
-    """Replaces Snakemake's log on the terminal by this module's lines.
+    """Replaces Snakemake's terminal output by the lines of this module.
 
     Args:
         workflow: Snakemake's ``Workflow``, the variable ``workflow`` of a Snakefile.
@@ -113,7 +114,7 @@ def attach(workflow: Any) -> None:
         or settings.verbose
         or settings.dryrun
         or settings.debug_dag
-        or not workflow.is_main_process  # a job on a cluster's node: its output goes to that job's log
+        or not workflow.is_main_process  # a job on a cluster node: its output is written to the log of that job
         or os.environ.get("ETHER_PROGRESS") == "off"
     ):
         return
@@ -122,7 +123,7 @@ def attach(workflow: Any) -> None:
 
 
 def is_printed(record: logging.LogRecord) -> bool:
-    """Whether a log record of Snakemake is printed as Snakemake prints it."""
+    """Whether a log record is printed in Snakemake's own format."""
     event = getattr(record, "event", None)
     if event == ERROR:
         return COMMAND_FAILED.search(record.getMessage()) is None
@@ -138,11 +139,12 @@ def name_of(rule: str, wildcards: Mapping[str, str]) -> str:
 
 
 class JobLines(logging.Handler):
-    """Prints a line for each job that is finished or has failed.
+    """Prints a line for each finished or failed job.
 
     Args:
-        stream: where to.
-        unfinished: the jobs of Snakemake's graph that are to be executed and not finished.
+        stream: output stream.
+        unfinished: returns the unfinished jobs of Snakemake's graph.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, stream: Any, unfinished: Callable[[], Iterable[Any]], clock: Callable[[], float] = time.monotonic) -> None:
@@ -151,14 +153,14 @@ class JobLines(logging.Handler):
         self.unfinished = unfinished
         self.clock = clock
         self.begun = clock()
-        self.started: dict[int, tuple[tuple[str, str], str, float]] = {}  # jobs that run: kind, name, when begun
-        self.seconds: dict[tuple[str, str], list[float]] = {}  # of finished jobs, by kind
+        self.started: dict[int, tuple[tuple[str, str], str, float]] = {}  # running jobs: kind, name, start time
+        self.seconds: dict[tuple[str, str], list[float]] = {}  # durations of finished jobs, by kind
         self.finished: set[int] = set()
-        self.side_by_side = 1
-        self.pending: list[str] = []  # lines that wait for the count of the event PROGRESS
+        self.parallel = 1  # largest number of jobs that were running at the same time
+        self.pending: list[str] = []  # lines to print at the next event PROGRESS, which has the number of finished jobs
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Turns one of Snakemake's log records into a line, or into nothing."""
+        """Prints the line for one of Snakemake's log records, if there is one."""
         try:
             self._handle(record)
         except Exception:
@@ -172,10 +174,10 @@ class JobLines(logging.Handler):
             self._print(f"{jobs}: " + ", ".join(f"{n} {rule}" for rule, n in counts.items()))
         elif event == JOB_INFO:
             kind = record.rule_name, record.wildcards.get("experiment", "")
-            # a rule without a command only collects targets
+            # A rule without a command only collects targets.
             name = name_of(record.rule_name, record.wildcards) if record.shellcmd else ""
             self.started[record.jobid] = kind, name, self.clock()
-            self.side_by_side = max(self.side_by_side, len(self.started))
+            self.parallel = max(self.parallel, len(self.started))
         elif event == JOB_FINISHED:
             self.finished.add(record.job_id)
             kind, name, begun = self.started.pop(record.job_id, (("", ""), "", self.clock()))
@@ -198,11 +200,11 @@ class JobLines(logging.Handler):
             status, signal = ended.groups()
             if signal == "SIGKILL" or status == "137":
                 self._print("The process of a job was killed; the most frequent cause is lack of memory.")
-            elif status != "1":  # after 1 the command has printed its message itself
+            elif status != "1":  # with status 1 the command has printed a message
                 self._print(f"The command of a job ended with {signal or f'exit status {status}'}.")
 
     def _left(self) -> str:
-        """ ", about 3 min left", or nothing where most of what is left is of kinds of which nothing is finished yet."""
+        """ ", about 3 min left"; '' if no job of their kind has finished yet for most of the unfinished jobs."""
         jobs = [job for job in self.unfinished() if job.rule.shellcmd and job.jobid not in self.finished]
         of_all = [seconds for kind in self.seconds.values() for seconds in kind]
         left, known = 0.0, 0
@@ -212,7 +214,7 @@ class JobLines(logging.Handler):
             spent = self.clock() - self.started[job.jobid][2] if job.jobid in self.started else 0.0
             left += max(expected - spent, 0.0)
             known += bool(of_kind)
-        return f", about {duration(left / min(self.side_by_side, len(jobs)))} left" if jobs and known >= len(jobs) / 2 else ""
+        return f", about {duration(left / min(self.parallel, len(jobs)))} left" if jobs and known >= len(jobs) / 2 else ""
 
     def _print(self, line: str) -> None:
         self.stream.write(f"{line}\n")

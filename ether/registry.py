@@ -1,4 +1,4 @@
-"""The registries of the workflow: its experiments, exhibits and methods, one YAML entry or file each."""
+"""The registries of experiments, exhibits and methods: one YAML entry or file each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ether.yamlfiles import WORKFLOW, read_yaml, validate
 
 @dataclass(frozen=True)
 class ExperimentEntry:
-    """One line of ``workflow/experiments.yaml``."""
+    """One entry of ``workflow/experiments.yaml``."""
 
     name: str
     module: str
@@ -28,18 +28,18 @@ class ExperimentEntry:
 
     @property
     def notebook(self) -> str:
-        """Its notebook's source."""
+        """Path of the notebook's source."""
         return f"notebooks/{self.module}.ipynb"
 
 
 @dataclass(frozen=True)
 class ExhibitEntry:
-    """One line of ``workflow/exhibits.yaml``."""
+    """One entry of ``workflow/exhibits.yaml``."""
 
     id: str
     module: str
-    title: str = ""  # empty: a table of the paper, whose title published.yaml has
-    columns_of: str = ""  # for a table that the paper does not have: the paper's table whose columns it has
+    title: str = ""  # empty for a table of the paper, whose title is in published.yaml
+    columns_of: str = ""  # for a table that is not in the paper: the paper's table with the same columns
     experiments: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -50,13 +50,13 @@ class ExhibitEntry:
 
     @property
     def notebook(self) -> str:
-        """Its notebook's source."""
+        """Path of the notebook's source."""
         return f"notebooks/{self.id}.ipynb"
 
     def files(self, results: Path) -> list[Path]:
-        """The files that making it leaves under ``results/<scale>``, its claims included."""
-        endings = ("png", "pdf", "parquet") if self.kind == "figure" else ("parquet", "csv", "md")
-        return [results / f"{self.kind}s" / f"{self.id}.{ending}" for ending in (*endings, "claims.parquet")]
+        """The output files under ``results/<scale>``, including the claims."""
+        extensions = ("png", "pdf", "parquet") if self.kind == "figure" else ("parquet", "csv", "md")
+        return [results / f"{self.kind}s" / f"{self.id}.{extension}" for extension in (*extensions, "claims.parquet")]
 
 
 def _entries(name: str, kind: type[Any]) -> dict[str, Any]:
@@ -72,20 +72,20 @@ def _entries(name: str, kind: type[Any]) -> dict[str, Any]:
 
 @functools.cache
 def experiments() -> dict[str, ExperimentEntry]:
-    """Every experiment by name, as ``workflow/experiments.yaml`` lists them.
+    """All experiments of ``workflow/experiments.yaml`` by name.
 
     Raises:
-        ConfigurationError: the file does not fit its schema.
+        ConfigurationError: the file does not match its schema.
     """
     return _entries("experiments", ExperimentEntry)
 
 
 @functools.cache
 def exhibits() -> dict[str, ExhibitEntry]:
-    """Every table and figure by id, as ``workflow/exhibits.yaml`` lists them.
+    """All tables and figures of ``workflow/exhibits.yaml`` by id.
 
     Raises:
-        ConfigurationError: the file does not fit its schema, or names an unknown experiment.
+        ConfigurationError: the file does not match its schema, or names an unknown experiment.
     """
     found = _entries("exhibits", ExhibitEntry)
     for exhibit in found.values():
@@ -96,7 +96,7 @@ def exhibits() -> dict[str, ExhibitEntry]:
 
 
 def modules() -> dict[str, str]:
-    """{experiment: the module that carries it out}."""
+    """{experiment: its module}."""
     return {name: entry.module for name, entry in experiments().items()}
 
 
@@ -119,7 +119,7 @@ def _methods() -> str:
             errors.append(
                 ConfigurationError(
                     f"{path} and {labels[content['label']]} have the same label {content['label']!r}: labels name the rows "
-                    "of the tables, so give one of them another."
+                    "of the tables, so they must be unique. Change one of them."
                 )
             )
         labels[content["label"]] = path
@@ -130,17 +130,17 @@ def _methods() -> str:
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every method under ``workflow/methods``, by file name, in the order of their ``order`` key.
+    """All methods under ``workflow/methods`` by stem, in the order of their ``order`` key.
 
     Raises:
-        ConfigurationError: files do not fit the schema, or two share a label; all of them are named.
+        ConfigurationError: files do not match the schema, or two have the same label. The message names all of them.
     """
     found = json.loads(_methods())
     return dict(sorted(found.items(), key=lambda item: (item[1].get("order", 1000), item[0])))
 
 
 def method(stem: str) -> dict[str, Any]:
-    """One method by the name of its file.
+    """One method by the stem of its file.
 
     Raises:
         ConfigurationError: no such file.
@@ -152,7 +152,7 @@ def method(stem: str) -> dict[str, Any]:
 
 
 def label(stem: str) -> str:
-    """A method's label, as tables print it.
+    """A method's label, as printed in tables.
 
     Raises:
         ConfigurationError: no such file.

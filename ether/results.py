@@ -1,7 +1,7 @@
-"""What a run leaves behind: two tidy tables, written atomically, with everything needed to judge them.
+"""The result tables of the runs: two tidy parquet tables, written atomically.
 
-``runs`` has a row a run (configuration, seed, fingerprints, versions, device, cost, status); ``metrics`` has a row a
-measured value (run_id, step, split, task, metric, value). Both are parquet.
+``runs`` has one row per run (configuration, seed, fingerprints, versions, device, cost, status); ``metrics`` has one row per
+measured value (run_id, step, split, task, metric, value).
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ RUN_COLUMNS = {
     "experiment": "string",
     "scale": "string",
     "method": "string",  # the stem of its YAML file
-    "label": "string",  # as tables print it
+    "label": "string",  # as printed in tables
     "adapt_kind": "string",  # peft | full | bitfit | linear-probe | bottleneck | none
     "task": "string",
     "seed": "int64",
-    "learning_rate": "float64",  # NaN for what is not trained
-    "rate_factor": "float64",  # the learning rate as a multiple of the method's, where an experiment varies it so; else NaN
-    "batch_size": "Int64",  # missing for what is not trained
-    "blocks": "Int64",  # diagonal blocks as run; missing for methods without them
+    "learning_rate": "float64",  # NaN if nothing is trained
+    "rate_factor": "float64",  # learning rate divided by the method's, in experiments that vary this factor; otherwise NaN
+    "batch_size": "Int64",  # missing if nothing is trained
+    "blocks": "Int64",  # number of diagonal blocks in this run; missing for methods without blocks
     "status": "string",  # finished | diverged | failed
-    "reason": "string",  # why it did not finish; empty when it did
+    "reason": "string",  # reason of a run that did not finish; otherwise empty
     "config": "string",  # the full configuration of the run, as JSON
     "base_model": "string",
     "base_model_fingerprint": "string",
     "data": "string",
     "data_fingerprint": "string",
-    "trainable_parameters": "int64",  # as PEFT counts them: everything that gets a gradient, head included
+    "trainable_parameters": "int64",  # as counted by PEFT: all parameters that require a gradient, including the head
     "total_parameters": "int64",
     "steps": "int64",
     "train_seconds": "float64",
@@ -69,10 +69,10 @@ RUN_COLUMNS = {
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its name once the block has ended without an error.
+    """Yields a temporary path in the folder of ``path``, which is renamed to ``path`` if the block ends without an error.
 
     Raises:
-        HardwareError: the disk is full; nothing half-written is left under the final name.
+        HardwareError: the disk is full. No incomplete file is left under the final name.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +89,10 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def disk_full(path: Path) -> HardwareError:
-    """The error for a disk without room, wherever it is noticed."""
+    """The error for a full disk."""
     return HardwareError(
-        f"No space left on the disk that holds {path}. Free some (finished runs under results/<scale>/work and the "
-        "checkpoints in them can go once their job is done) and start again: finished runs are kept and not repeated."
+        f"No space left on the disk that holds {path}. Free some space (runs under results/<scale>/work can be deleted when "
+        "their job is done) and start again: finished runs are kept and not repeated."
     )
 
 
@@ -123,7 +123,7 @@ def collect(folders: Iterable[Path], destination: Path) -> None:
     ``<destination>.runs.parquet``.
 
     Raises:
-        MissingResourceError: a job has not left its files.
+        MissingResourceError: a file of a job is missing.
     """
     metrics: list[pd.DataFrame] = []
     runs: list[pd.DataFrame] = []
@@ -144,7 +144,7 @@ PACKAGES = ("ether-peft", "torch", "transformers", "peft", "datasets", "accelera
 
 @functools.cache
 def versions() -> str:
-    """Versions of Python and of the packages a result depends on, as JSON."""
+    """Versions of Python and of the packages that affect results, as JSON."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -154,7 +154,7 @@ def versions() -> str:
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the checkout this package runs from, with ``+`` appended where tracked files differ; '' outside git."""
+    """The commit of the checkout that contains this package, with ``+`` appended if tracked files differ; '' outside git."""
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(
@@ -171,7 +171,7 @@ def git_commit() -> str:
 
 @functools.cache
 def hardware(device: str = "cpu") -> str:
-    """The machine in a few words: GPU name, or processor architecture and core count."""
+    """Short description of the machine: GPU name, or processor model and number of cores."""
     if device.startswith("cuda"):
         import torch
 
@@ -186,7 +186,7 @@ def hardware(device: str = "cpu") -> str:
 
 
 def digest(value: object, length: int = 10) -> str:
-    """A short stable hash of a JSON-able value."""
+    """The first `length` hexadecimal digits of the SHA-256 of a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
@@ -197,10 +197,10 @@ def file_digest(path: Path) -> str:
 
 
 class PeakMemory:
-    """Peak memory of a block, in bytes: allocated by torch on CUDA, the process's resident set on CPU.
+    """Context manager that measures peak memory in bytes: memory allocated by torch on CUDA, resident set size on CPU.
 
-    On Linux the kernel's high-water mark is reset first, so that runs sharing a process are distinguished; where that
-    is not possible the value is the process's peak so far.
+    On Linux the kernel's peak value is reset at the start, so that runs in one process are measured separately. On other
+    systems the value is the peak since the start of the process.
     """
 
     def __init__(self, device: str) -> None:

@@ -1,7 +1,7 @@
-"""The one path of every number: load -> adapt -> fit -> evaluate -> rows.
+"""Execution of runs and jobs: load the model, adapt it, train, evaluate, and write the rows of the result tables.
 
-Only this module knows both experiments and methods. A run that diverges or runs out of memory is a row with its
-reason; any other failure stops the job, and what was finished before it is kept and not repeated.
+This module combines experiments with methods (`ether.check` also does, for checks only). A run that diverges or runs out of
+memory is recorded as a row with the reason. Any other failure stops the job; finished runs are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ether.progress import RunProgress
 
 
 def threads() -> int:
-    """Threads a run may use: what Snakemake gave the job (``ETHER_THREADS``), or torch's own choice."""
+    """Number of threads of a run: the threads that Snakemake assigns to the job (``ETHER_THREADS``), or torch's default."""
     return int(os.environ.get("ETHER_THREADS", torch.get_num_threads()))
 
 
@@ -40,18 +40,18 @@ def threads() -> int:
 
 
 def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Carries out one run.
+    """Executes one run.
 
     Args:
-        spec: what to run.
-        scale_results: ``results/<scale>``, the place of generated data and rebuilt models.
-        folder: the run's own folder, for the Trainer's checkpoints; an interrupted run goes on from them.
+        spec: the run.
+        scale_results: ``results/<scale>``, the folder of generated data and rebuilt models.
+        folder: the working folder of the run, for the Trainer's checkpoints. An interrupted run resumes from them.
 
     Returns:
         The run's row (``results.RUN_COLUMNS``) and its measured values (``results.METRIC_COLUMNS``).
 
     Raises:
-        EtherError: something is missing or misconfigured.
+        EtherError: a resource is missing or a setting is wrong.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     device = device_of(spec)
@@ -117,16 +117,16 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
 
 
 def training_columns(spec: RunSpec) -> dict[str, Any]:
-    """What the runs table records of a run's training: learning rate, its factor, batch size and number of blocks."""
+    """Columns of the runs table that describe the training: learning rate, rate factor, batch size and number of blocks."""
     trains, config = spec.adapt["kind"] != "none", spec.adapt.get("config") or {}
-    counted_by = {"ETHER": "n_blocks", "NAIVE": "n_blocks", "OFT": "r", "BOFT": "boft_block_num"}.get(
+    blocks_key = {"ETHER": "n_blocks", "NAIVE": "n_blocks", "OFT": "r", "BOFT": "boft_block_num"}.get(
         spec.adapt.get("type", ""), ""
     )
     return {
         "learning_rate": spec.hyperparameters.get("learning_rate") if trains else None,
         "rate_factor": spec.rate_factor,
         "batch_size": spec.hyperparameters.get("batch_size") if trains else None,
-        "blocks": config.get(counted_by) or None,  # OFT's r is 0 where its block size is given instead
+        "blocks": config.get(blocks_key) or None,  # OFT's r is 0 if its block size is given instead
     }
 
 
@@ -134,18 +134,18 @@ def training_columns(spec: RunSpec) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Waits until no other process works on this job.
+def _job_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a job's working folder; waits while another process holds it.
 
-    A workflow that was killed may have left a kernel behind that is still training: its runs are used, not fought
-    over. The lock is the kernel's, so it goes with the process that holds it.
+    The kernel of a killed workflow may still be training. This process then waits and uses the runs finished by that kernel.
+    The operating system releases the lock when the process that holds it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Another process is at work in {folder}; waiting for it to finish.", flush=True)
+            print(f"Another process is using {folder}; waiting for it to finish.", flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -160,29 +160,29 @@ def _finished(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 def run_job(
     scale_name: str, experiment_name: str, job_name: str, overrides: Mapping[str, Any] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Carries out the runs of a job and leaves ``results/<scale>/runs/<experiment>/<job>/{runs,metrics}.parquet``.
+    """Executes the runs of a job and writes ``results/<scale>/runs/<experiment>/<job>/{runs,metrics}.parquet``.
 
-    Each run is kept as soon as it is finished (under ``results/<scale>/work``), so a job that was interrupted repeats
-    none; the work folder is removed once the job's two files stand.
+    Each run is stored under ``results/<scale>/work`` when it is finished, so an interrupted job does not repeat finished
+    runs. The stored runs are removed when the two files of the job have been written.
 
     Returns:
         The job's runs and metrics.
 
     Raises:
-        EtherError: something is missing, misconfigured, or the disk is full. Finished runs are kept.
+        EtherError: a resource is missing, a setting is wrong, or the disk is full. Finished runs are kept.
     """
     scale: Scale = load(scale_name, overrides)
-    this: Job = job(scale, experiment_name, job_name)
+    current: Job = job(scale, experiment_name, job_name)
     out = scale.results / "runs" / experiment_name / job_name
     work = scale.results / "work" / experiment_name / job_name
-    with _only_one(work):
-        check_runs(this.runs, scale.results)
+    with _job_lock(work):
+        check_runs(current.runs, scale.results)
         progress = RunProgress(experiment_name, *_counts(scale, experiment_name))
         rows, metrics = [], []
-        for number, spec in enumerate(this.runs):
+        for number, spec in enumerate(current.runs):
             folder = work / spec.run_id
-            kept = _finished(folder)
-            if kept is None:
+            frames = _finished(folder)
+            if frames is None:
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     row, values = run(spec, scale.results, folder)
@@ -202,31 +202,31 @@ def run_job(
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 gc.collect()
                 if number == 0:
-                    # The Trainer collects garbage after each run, half a second over all that torch and transformers
-                    # have imported: put what lives now out of the collector's sight.
+                    # The Trainer collects garbage after each run. This takes half a second, because the collector visits
+                    # all objects of the imported libraries; `freeze` excludes the objects that exist now.
                     gc.freeze()
-                kept = run_frame, metric_frame
+                frames = run_frame, metric_frame
                 _report(progress, row, values)
-            rows.append(kept[0])
-            metrics.append(kept[1])
+            rows.append(frames[0])
+            metrics.append(frames[1])
         if experiments()[experiment_name].samples:
-            _publish_samples(this, work, scale.results / "samples" / experiment_name / job_name)
+            _publish_samples(current, work, scale.results / "samples" / experiment_name / job_name)
         runs_table = pd.concat(rows, ignore_index=True)
         metrics_table = pd.concat(metrics, ignore_index=True)
         results.write_parquet(metrics_table, out / "metrics.parquet")
         results.write_parquet(runs_table, out / "runs.parquet")
-        for spec in this.runs:
+        for spec in current.runs:
             shutil.rmtree(work / spec.run_id, ignore_errors=True)
     return runs_table, metrics_table
 
 
-def _publish_samples(this: Job, work: Path, out: Path) -> None:
-    """Copies the images of a job's runs to where they are read, a folder a run; empty for a run that left none.
+def _publish_samples(finished_job: Job, work: Path, out: Path) -> None:
+    """Copies the images of a job's runs to the samples folder, one folder per run; it is empty if the run saved no images.
 
-    They are copied only now, since Snakemake removes the outputs of a job before it starts one that was interrupted.
+    They are copied at the end of the job, because Snakemake removes the outputs of an interrupted job before it restarts it.
     """
     shutil.rmtree(out, ignore_errors=True)
-    for spec in this.runs:
+    for spec in finished_job.runs:
         source, target = work / spec.run_id / SAMPLES, out / spec.run_id
         if source.is_dir():
             shutil.copytree(source, target)
@@ -235,24 +235,24 @@ def _publish_samples(this: Job, work: Path, out: Path) -> None:
 
 
 def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:
-    """How many runs an experiment has in all, and a function that counts those that are finished, by all of its jobs."""
-    every = jobs(scale, experiment_name)
+    """The total number of runs of an experiment, and a function that counts the finished runs of all its jobs."""
+    all_jobs = jobs(scale, experiment_name)
     out, work = (scale.results / part / experiment_name for part in ("runs", "work"))
 
     def finished() -> int:
         count = 0
-        for name, one in every.items():
+        for name, entry in all_jobs.items():
             if (out / name / "runs.parquet").is_file():
-                count += len(one.runs)
+                count += len(entry.runs)
             else:
-                count += sum((work / name / spec.run_id / "runs.parquet").is_file() for spec in one.runs)
+                count += sum((work / name / spec.run_id / "runs.parquet").is_file() for spec in entry.runs)
         return count
 
-    return sum(len(one.runs) for one in every.values()), finished
+    return sum(len(entry.runs) for entry in all_jobs.values()), finished
 
 
 def _report(progress: RunProgress, row: Mapping[str, Any], values: list[dict[str, Any]]) -> None:
-    """Prints one line on a finished run; `ether.notebook` passes it on to the terminal."""
+    """Prints one line for a finished run; `ether.notebook` forwards it to the terminal."""
     scores = [v["value"] for v in values if v["split"] != "train" and v["metric"] == "score"]
     ending = "" if row["status"] == "finished" else f"{row['status']}: {row['reason']}"
     line = progress.line(row["label"], row["task"], row["seed"], scores[-1] if scores else None, row["wall_seconds"], ending)

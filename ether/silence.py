@@ -1,4 +1,4 @@
-"""Silence and economy while libraries are imported and models are loaded."""
+"""Context managers that suppress messages of libraries and imports of their optional dependencies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet(*also: str) -> Iterator[None]:
-    """Silences transformers' notices for a while, such as that a fresh head is fresh, and its progress bars for good.
+    """Suppresses log messages of transformers below the level "error" in this context, and its progress bars permanently.
 
-    Warnings of a library that another one uses what will be removed (FutureWarning) are silenced with them.
+    FutureWarnings of all libraries are suppressed in this context, too.
 
     Args:
-        also: libraries of its family to silence with it: ``diffusers``, at whose import transformers has notices too.
+        also: further libraries with the same logging interface, such as ``diffusers``.
     """
     loggers: list[tuple[Any, int]] = []
     for name in ("transformers", *also):
@@ -36,14 +36,14 @@ def quiet(*also: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hidden(*modules: str) -> Iterator[None]:
-    """Makes modules unimportable for a while, unless they are imported already.
+    """Makes modules unavailable for import in this context, unless they are imported already.
 
-    For optional dependencies that another library would import together with itself, slowly and for nothing: jsonschema
-    (and with it nbformat) takes 1 s to build a parser for IRIs by ``rfc3987_syntax`` where that is installed, which it is
-    with JupyterLab, and uses it only in schemas that have the format ``iri``.
+    This avoids slow imports of optional dependencies that are not used. For example, jsonschema (and therefore nbformat)
+    takes 1 s to build a parser for IRIs if ``rfc3987_syntax`` is installed, which JupyterLab requires. The parser is used only
+    for schemas with the format ``iri``.
 
     Args:
-        modules: names of top-level modules. Importing them raises ``ModuleNotFoundError`` meanwhile.
+        modules: names of top-level modules. Importing them in this context raises ``ModuleNotFoundError``.
     """
     absent = [name for name in modules if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks a module as absent

@@ -1,8 +1,8 @@
-"""The source files a module's outcome depends on, from the imports in its text.
+"""The source files that a module depends on, from the import statements in its text.
 
-Snakemake does not look inside an imported package, so the workflow's rules take their code inputs from here: whatever a
-module imports of this package, at its top or inside a function, and the data files beside a module that it names. So an
-experiment's numbers become outdated when anything that computes them is edited.
+Snakemake does not track the modules of an imported package. The rules of the workflow therefore take their code inputs from
+this module: all modules of this package that a module imports, at module level or inside a function, and the data files in
+its folder that it names. Results become outdated when any of these files is edited.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module of this package, or None where there is no such module."""
+    """The file of a module of this package, or None if there is no such module."""
     path = ROOT.joinpath(*name.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
@@ -29,10 +29,9 @@ def module_file(name: str) -> Path | None:
 
 @functools.cache
 def imports(name: str) -> frozenset[str]:
-    """The modules of this package that a module imports, at any place in its text.
+    """The modules of this package that a module imports, at module level or inside functions.
 
-    ``import_module("ether.x")`` counts as an import; with a name that is computed it does not, since what it loads depends on
-    a run, and the workflow adds it.
+    ``import_module("ether.x")`` counts as an import. A call with a computed name does not: the workflow adds that module.
     """
     file = module_file(name)
     assert file is not None
@@ -54,7 +53,7 @@ def imports(name: str) -> frozenset[str]:
 
 @functools.cache
 def data_files(name: str) -> frozenset[Path]:
-    """The files beside a module whose names stand in its text, such as ``published.yaml``."""
+    """The data files in a module's folder whose names occur in its text, such as ``published.yaml``."""
     file = module_file(name)
     assert file is not None
     texts = (
@@ -67,7 +66,7 @@ def data_files(name: str) -> frozenset[Path]:
 
 
 def closure(*names: str) -> tuple[str, ...]:
-    """Every source and data file that modules depend on, themselves included, relative to the project's root and sorted.
+    """All source and data files that modules depend on, including their own, relative to the project's root and sorted.
 
     Raises:
         ConfigurationError: no such module.
@@ -87,10 +86,10 @@ def closure(*names: str) -> tuple[str, ...]:
         assert file is not None
         files |= {file, *data_files(name)}
         parents = [".".join(name.split(".")[:depth]) for depth in range(2, name.count(".") + 1)]
-        pending += [*imports(name), *parents]  # the packages on the way are imported, too; `ether` itself loads lazily
+        pending += [*imports(name), *parents]  # parent packages are imported, too, except `ether`, which imports lazily
     return tuple(sorted(str(file.relative_to(ROOT)) for file in files))
 
 
 def text_of(files: Iterable[str]) -> str:
-    """The contents of files given relative to the project's root, one after another, for a digest."""
+    """The concatenated contents of files, given relative to the project's root, for a digest."""
     return "\0".join(f"{name}\0{(ROOT / name).read_text(encoding='utf-8')}" for name in files)

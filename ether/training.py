@@ -1,6 +1,6 @@
-"""The one place that makes optimiser arguments, schedule, checkpoints and the divergence stop, for every experiment that trains.
+"""Optimiser, learning-rate schedule, checkpoints and divergence stop of all experiments.
 
-`training_arguments` turns a run's hyperparameters into transformers' arguments, and `train` runs the Trainer with them:
+`training_arguments` converts a run's hyperparameters into transformers' arguments, and `train` runs the Trainer with them:
 
     arguments = training_arguments(hyper, total_steps, seed, folder / "checkpoints", device, logging_steps=10)
     trained = train(model, arguments, train_dataset=data, data_collator=collator)
@@ -26,16 +26,17 @@ from torch import nn
 
 from ether.results import atomic
 
-Rows = list[tuple[int, str, str, float]]  # (step, split, metric, value): what an experiment measures
+Rows = list[tuple[int, str, str, float]]  # measured values: (step, split, metric, value)
 
 
 # --- hyperparameters -------------------------------------------------------------------------------------------
 
 
 def latest_checkpoint(folder: Path) -> str | None:
-    """The newest complete Trainer checkpoint under a folder, or None.
+    """The newest complete Trainer checkpoint in a folder, or None.
 
-    The Trainer writes ``trainer_state.json`` last: a checkpoint without a readable one was cut short and is skipped.
+    The Trainer writes ``trainer_state.json`` last. A checkpoint without a readable file of this name is incomplete and is
+    skipped.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
@@ -48,13 +49,13 @@ def latest_checkpoint(folder: Path) -> str | None:
 
 
 def steps_in_all(hyper: Mapping[str, Any], examples: int) -> int:
-    """Optimizer steps of a run: ``max_steps`` where it is given, else ``epochs`` over the examples."""
+    """Optimiser steps of a run: ``max_steps`` if given, otherwise ``epochs`` over the examples."""
     per_epoch = math.ceil(examples / (hyper["batch_size"] * hyper["accumulation"]))
     return int(hyper["max_steps"] or math.ceil(per_epoch * hyper["epochs"]))
 
 
 def checkpoint_interval(hyper: Mapping[str, Any], total_steps: int) -> int | None:
-    """Steps between checkpoints, or None where no checkpoint is written before the end of the run."""
+    """Steps between checkpoints, or None if no checkpoint is written before the end of the run."""
     steps = hyper.get("checkpoint_steps")
     return int(steps) if steps and steps < total_steps else None
 
@@ -62,16 +63,16 @@ def checkpoint_interval(hyper: Mapping[str, Any], total_steps: int) -> int | Non
 def training_arguments(
     hyper: Mapping[str, Any], total_steps: int, seed: int, checkpoints: Path, device: str, **more: Any
 ) -> transformers.TrainingArguments:
-    """The Trainer's arguments from a run's hyperparameters, the same for every experiment.
+    """The Trainer's arguments for the hyperparameters of a run, identical in all experiments.
 
     Args:
-        hyper: a run's hyperparameters, as ``workflow/schemas/scale.schema.yaml`` describes them. ``warmup_steps``, where
-            it is given, replaces ``warmup``, a share of all steps.
-        total_steps: optimizer steps of the whole run.
-        seed: the run's.
+        hyper: hyperparameters of the run, as described in ``workflow/schemas/scale.schema.yaml``. If ``warmup_steps`` is
+            given, it replaces ``warmup``, which is a fraction of all steps.
+        total_steps: optimiser steps of the whole run.
+        seed: seed of the run.
         checkpoints: the folder of the run's checkpoints.
         device: cpu | cuda.
-        more: further arguments of ``transformers.TrainingArguments``; they replace those made here.
+        more: further arguments of ``transformers.TrainingArguments``; they take precedence.
     """
     warmup = hyper.get("warmup_steps")
     interval = checkpoint_interval(hyper, total_steps)
@@ -109,18 +110,18 @@ def training_arguments(
 
 @dataclass
 class Trained:
-    """What a call of `train` leaves."""
+    """Result of `train`."""
 
     trainer: Trainer
     steps: int
     seconds: float
     losses: Rows  # the logged training losses, in the split `train`
     divergence: DivergenceStop
-    failure: str = ""  # of an operation whose numbers were infinite or singular
+    failure: str = ""  # message of an operation that failed on infinite values or a singular matrix
 
     @property
     def reason(self) -> str:
-        """Why the run diverged; empty if it did not. A later ``trainer.evaluate()`` with an infinite loss counts too."""
+        """Reason of the divergence, empty if there is none. An infinite loss in a later ``trainer.evaluate()`` is included."""
         return self.failure or self.divergence.reason
 
     @property
@@ -137,17 +138,17 @@ def train(
     callbacks: Sequence[transformers.TrainerCallback] = (),
     **options: Any,
 ) -> Trained:
-    """Trains a model with transformers' Trainer, from its newest checkpoint where it has one.
+    """Trains a model with transformers' Trainer, resuming from its newest checkpoint if there is one.
 
-    Training stops at a loss that is not finite, or at an operation that fails because numbers have become infinite or
-    singular; both are results, with the reason in ``reason``.
+    Training stops at a loss that is not finite, or at an operation that fails on infinite values or a singular matrix. No
+    error is raised in these cases; the reason is in ``reason`` of the result.
 
     Args:
-        model: returns a loss; its parameters that need a gradient are trained.
+        model: returns a loss; its parameters with ``requires_grad`` are trained.
         arguments: from `training_arguments`; checkpoints are in its ``output_dir``.
-        adapted: the adapted model, where ``model`` is a loss module around it; its tuner's rank schedule is followed.
-        callbacks: further ones, called after those that every run has.
-        options: further arguments of the Trainer, as ``train_dataset``.
+        adapted: the adapted model, if ``model`` is a loss module that wraps it; its tuner's rank schedule is applied.
+        callbacks: further callbacks, called after those of every run.
+        options: further arguments of the Trainer, such as ``train_dataset``.
     """
     divergence = DivergenceStop()
     trainer = Trainer(
@@ -171,7 +172,7 @@ def train(
 
 
 class DivergenceStop(transformers.TrainerCallback):
-    """Stops a run whose loss is no longer finite. Learning-rate sweeps measure where that happens, so it is a result."""
+    """Stops a run whose loss is not finite. The divergence is recorded, because learning-rate sweeps measure it."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -184,7 +185,7 @@ class DivergenceStop(transformers.TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Looks at every logged loss."""
+        """Checks every logged loss."""
         for key in ("loss", "eval_loss"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(float(value)):
@@ -193,10 +194,11 @@ class DivergenceStop(transformers.TrainerCallback):
 
 
 class Trainer(transformers.Trainer):
-    """transformers' Trainer whose checkpoints hold what is trained, for every method alike.
+    """transformers' Trainer with checkpoints that contain the trained parameters and all buffers, for every method.
 
-    PEFT's own checkpoint of a tuner cannot always be trained on (AdaLoRA's drops the pruned ranks, so it no longer
-    fits the model), and a full copy of a frozen model is waste. Buffers are kept too: a method may train through them.
+    PEFT's checkpoints do not always allow training to resume: AdaLoRA's omit the pruned ranks, so their shapes differ from the
+    model's. A checkpoint of the full model would also contain the frozen weights. Buffers are included because a method may
+    change them during training.
     """
 
     WEIGHTS = "trained.safetensors"
@@ -221,8 +223,8 @@ class Trainer(transformers.Trainer):
 class RankAllocation(transformers.TrainerCallback):
     """Calls a tuner's ``update_and_allocate`` after each optimizer step (AdaLoRA's rank schedule).
 
-    The importance scores it averages and the ranks it has kept are not parameters: they are written beside each
-    checkpoint, or a resumed run would prune other ranks than an uninterrupted one.
+    The averaged importance scores and the pattern of remaining ranks are not parameters. They are stored with each
+    checkpoint, so that a resumed run prunes the same ranks as an uninterrupted one.
     """
 
     FILE = "rank_allocation.safetensors"
@@ -244,7 +246,7 @@ class RankAllocation(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Restores the state beside the checkpoint that training resumes from."""
+        """Restores the state stored with the checkpoint from which training resumes."""
         file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
         if self.tuner is None or not state.global_step or not file.is_file():
             return
@@ -255,7 +257,7 @@ class RankAllocation(transformers.TrainerCallback):
         for average in self.AVERAGES:
             setattr(self.tuner.rankallocator, average, stored.get(average, {}))
         if self.PATTERN in stored:
-            self._config.rank_pattern = {name: kept.bool().tolist() for name, kept in stored[self.PATTERN].items()}
+            self._config.rank_pattern = {name: ranks.bool().tolist() for name, ranks in stored[self.PATTERN].items()}
 
     def on_optimizer_step(
         self,
@@ -264,7 +266,7 @@ class RankAllocation(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """After the optimizer's step and before its gradients are cleared, as PEFT asks."""
+        """Updates the ranks after the optimiser's step and before gradients are cleared, as PEFT requires."""
         if self.tuner is not None:
             self.tuner.update_and_allocate(state.global_step)
 
@@ -275,7 +277,7 @@ class RankAllocation(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Writes the allocator's state beside the checkpoint."""
+        """Writes the allocator's state into the checkpoint's folder."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.tuner is None or not folder.is_dir():
             return
@@ -283,7 +285,7 @@ class RankAllocation(transformers.TrainerCallback):
         for average in self.AVERAGES:
             for name, value in getattr(self.tuner.rankallocator, average).items():
                 stored[f"{average}/{name}"] = value.detach().clone().contiguous()
-        for name, kept in (self._config.rank_pattern or {}).items():
-            stored[f"{self.PATTERN}/{name}"] = torch.tensor(kept, dtype=torch.uint8)
+        for name, ranks in (self._config.rank_pattern or {}).items():
+            stored[f"{self.PATTERN}/{name}"] = torch.tensor(ranks, dtype=torch.uint8)
         with atomic(folder / self.FILE) as temporary:
             save_file(stored, temporary)

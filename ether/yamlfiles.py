@@ -22,14 +22,14 @@ WORKFLOW = ROOT / "workflow"
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML in which a key given twice is an error rather than silently the last one."""
+    """Safe YAML loader that raises an error for duplicate keys instead of using the last one."""
 
 
 def _mapping_without_duplicates(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = {key for key in keys if keys.count(key) > 1}
-    if twice:
-        raise ConfigurationError(f"{node.start_mark.name}: the key {sorted(map(str, twice))[0]!r} is given twice.")
+    duplicates = {key for key in keys if keys.count(key) > 1}
+    if duplicates:
+        raise ConfigurationError(f"{node.start_mark.name}: the key {sorted(map(str, duplicates))[0]!r} is given twice.")
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
@@ -66,9 +66,9 @@ def _definitions() -> dict[str, Any]:
 
 @functools.cache
 def _schema(name: str, experiments: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """A schema with the shared definitions and what it says of each experiment.
+    """A schema with the shared definitions and the properties of each experiment.
 
-    A scale has a section for each experiment, as its module's schema describes it; a method has hyperparameters for each module.
+    A scale has a section for each experiment, with the schema of its module; a method has hyperparameters for each module.
     """
     definition = copy.deepcopy(read_yaml(WORKFLOW / "schemas" / f"{name}.schema.yaml"))
     definition["$defs"] = _definitions() | definition.get("$defs", {})
@@ -86,13 +86,13 @@ def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: 
     """Checks a mapping against ``workflow/schemas/<schema>.schema.yaml``.
 
     Args:
-        content: what was read.
+        content: the content of a file.
         schema: scale | method | experiments | exhibits.
-        where: its file, for the message.
+        where: path of the file, for the message.
         experiments: {experiment: module}, for the schemas of scales and methods.
 
     Raises:
-        ConfigurationError: names the file, the key and what is allowed there.
+        ConfigurationError: the content does not match the schema. The message names the file, the key and the allowed values.
     """
     definition = _schema(schema, tuple((experiments or {}).items()))
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(definition).iter_errors(content))
@@ -111,7 +111,7 @@ def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: 
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
+    """``base`` updated with ``over``: mappings are merged recursively, other values are replaced."""
     merged = copy.deepcopy(dict(base))
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

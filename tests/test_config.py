@@ -120,7 +120,7 @@ def test_peft_parameters_are_checked_by_name():
         methods.check_arguments("mine", {"kind": "peft", "type": "ETHER", "config": {"n_block": 4}})
     with pytest.raises(ConfigurationError, match="Unknown PEFT type 'ETHR'.*Did you mean 'ETHER'"):
         methods.check_arguments("mine", {"kind": "peft", "type": "ETHR"})
-    with pytest.raises(ConfigurationError, match="the experiment decides"):
+    with pytest.raises(ConfigurationError, match="the experiment sets"):
         methods.check_arguments("mine", {"kind": "peft", "type": "LORA", "config": {"modules_to_save": ["x"]}})
 
 

@@ -200,7 +200,7 @@ def test_prompt_learning_works_where_peft_can_do_it_and_is_refused_elsewhere(pef
 
     if task_type not in methods.PROMPT_LEARNING[peft_type]:
         with pytest.raises(
-            ConfigurationError, match=f"PEFT type {peft_type} puts trained vectors before the tokens.*Remove"
+            ConfigurationError, match=f"PEFT type {peft_type} prepends trained vectors to the tokens.*Remove"
         ) as raised:
             make()
         assert "\n" not in str(raised.value)
@@ -230,7 +230,7 @@ def test_arguments_are_checked_before_loading():
         with pytest.raises(ConfigurationError, match=f"workflow/methods/mine.yaml.*{match}|{match}.*workflow/methods/mine.yaml"):
             methods.check_arguments("mine", {"kind": "peft", "type": peft_type, "config": config})
 
-    refused("task_type, which the experiment decides", task_type="SEQ_CLS")
+    refused("task_type, which the experiment sets", task_type="SEQ_CLS")
     refused("Unknown LORA parameter 'rank'", rank=4)
     refused("num_virtual_tokens", "PROMPT_TUNING")
     with pytest.raises(ConfigurationError, match="Unknown PEFT type 'LORRA'.*Did you mean 'LORA'"):

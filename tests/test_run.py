@@ -279,7 +279,7 @@ def test_what_a_mirror_lacks_is_named(workplace, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("GatedRepoError", "is gated. Ask for access"),
+        ("GatedRepoError", "is gated. Request access"),
         ("RepositoryNotFoundError", "There is no model"),
         ("RevisionNotFoundError", "no such revision"),
         ("LocalEntryNotFoundError", "hub cannot be reached"),

@@ -1,1 +1,1 @@
-"""Statistics over the runs that the workflow collects. Nothing here knows an experiment or the paper."""
+"""Statistics over collected runs, independent of experiments and of the paper."""

@@ -1,4 +1,4 @@
-"""A cell of a table: our number with its interval, and the paper's number beside it. The only place where one is built."""
+"""Cells of tables: our value with its interval, and the paper's number."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Cell:
     """One cell of a table, in tidy form."""
 
     method: str  # the stem of the method's file, or of a reference row
-    label: str  # the row's name as it is printed
+    label: str  # printed name of the row
     column: str
     ours: float
-    low: float = math.nan  # bounds of the 95 % interval; NaN where there is none
+    low: float = math.nan  # bounds of the 95 % interval; NaN if there is none
     high: float = math.nan
-    n: int = 0  # units the interval is taken over; 0 for what is exact
-    unit: str = ""  # seed | task; empty for what is exact
-    paper: float = math.nan  # the paper's number; NaN where it has none
+    n: int = 0  # number of units of the interval; 0 for exact values
+    unit: str = ""  # seed | task; empty for exact values
+    paper: float = math.nan  # the paper's number; NaN if it has none
     printed: str = ""  # the paper's cell exactly as printed
     comparable: bool = True  # whether the two may be compared
     note: str = ""
@@ -53,5 +53,5 @@ CELL_COLUMNS = [field.name for field in dataclasses.fields(Cell)]
 
 
 def frame(cells: Iterable[Cell]) -> pd.DataFrame:
-    """Cells as a frame with the columns of ``CELL_COLUMNS``, a row a cell, in the order given."""
+    """Cells as a frame with the columns of ``CELL_COLUMNS``, one row per cell, in the given order."""
     return pd.DataFrame([dataclasses.asdict(cell) for cell in cells], columns=CELL_COLUMNS)

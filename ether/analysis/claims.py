@@ -1,21 +1,20 @@
-"""Judging a paper's claims from measured values: one engine for every table and figure.
+"""Evaluation of a paper's claims from measured values, for all tables and figures.
 
 A claim is a quantifier over tests. A test compares two methods in one metric (`Comparison`), or one method's metric with a
-bound (`Bound`). Every test has an effect, oriented so that positive is what the claim says, with the 95 % Student t interval
+bound (`Bound`). Every test has an effect, which is positive if it agrees with the claim, with the 95 % Student t interval
 of `ether.analysis.intervals`, and two one-sided p-values: for the claim and against it. "Similar" is a comparison with a
-margin in the metric's unit, tested by two one-sided tests against the margin on either side. All tests are made at 2.5 % on
-each side, so that an uncorrected test decides exactly when its 95 % interval does; the p-values of one claim are then
-corrected by Holm's method, for and against separately, and a test supports or contradicts after that correction.
+margin in the metric's unit, tested by two one-sided tests against the margin in both directions. All tests have a level of
+2.5 % on each side, so that an uncorrected test is decided if and only if its 95 % interval excludes the bound. The p-values of
+one claim are then corrected by Holm's method, for and against separately; a test supports or contradicts after that correction.
 
 The verdict of a claim:
 
-quantifier   reproduced                 contradicted                     else
+quantifier   reproduced                 contradicted                     otherwise
 every        every test supports        some test contradicts            undecided
 some         some test supports         every test contradicts           undecided
-average      the mean over the tests, taken within each unit, is one test and decides
+average      decided by one test of the mean over the tests, which is taken within each unit
 
-A claim that needs a method or metric without measured values is "not testable here", unless the tests that can be made
-decide it.
+A claim is "not testable here" if a method or metric has no measured values, unless the remaining tests decide it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ COLUMNS = [
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How two methods compare in a metric, in the metric's direction (`MetricInfo.better`).
+    """Comparison of two methods in a metric, in the metric's direction (`MetricInfo.better`).
 
     Args:
         first, second: stems of the methods.
@@ -51,7 +50,7 @@ class Comparison:
         relation: better: `first` has a better value than `second`; similar: they differ by no more than the margin; no worse:
             `first` is not worse than `second` by more than the margin.
         margin: in the metric's unit.
-        relative_margin: as a share of the second method's mean; resolved to the metric's unit when it is judged.
+        relative_margin: margin as a fraction of the second method's mean.
 
     Raises:
         ConfigurationError: a relation without its margin, or a margin without its relation.
@@ -75,11 +74,11 @@ class Comparison:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods whose values it needs."""
+        """Stems of the compared methods."""
         return self.first, self.second
 
     def margin_at(self, second_mean: float) -> float | None:
-        """The margin in the metric's unit, where the second method's mean is this."""
+        """The margin in the metric's unit, given the second method's mean."""
         return self.margin if self.relative_margin is None else self.relative_margin * abs(second_mean)
 
 
@@ -98,7 +97,7 @@ class Bound:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The method whose values it needs."""
+        """Stem of the method."""
         return (self.method,)
 
 
@@ -111,11 +110,11 @@ class Claim:
 
     Args:
         id: unique, in words joined by hyphens.
-        exhibit: the table or figure it is judged with.
-        source: section, figure or caption that makes it.
+        exhibit: id of the table or figure whose values are used.
+        source: section, figure or caption of the paper.
         text: the claim in our words.
         quantifier: every | average | some of the tests.
-        tests: what has to be true. Tests under `average` are differences in one unit.
+        tests: the tests. Under `average` they must be differences in the same unit.
     """
 
     id: str
@@ -129,14 +128,16 @@ class Claim:
         if self.quantifier not in get_args(Quantifier):
             raise one_of("quantifier", self.quantifier, get_args(Quantifier), f"the claim {self.id!r}")
         if not self.tests:
-            raise ConfigurationError(f"The claim {self.id!r} has no test, so nothing could decide it.")
+            raise ConfigurationError(f"The claim {self.id!r} has no tests. Add at least one.")
         if self.quantifier == "average" and any(isinstance(test, Bound) or test.relation != "better" for test in self.tests):
-            raise ConfigurationError(f"The claim {self.id!r} averages over tests: those must be plain comparisons.")
+            raise ConfigurationError(
+                f"The claim {self.id!r} averages over tests: all must be comparisons with relation `better`."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricInfo:
-    """How a metric is read and printed."""
+    """Name, direction and number format of a metric."""
 
     name: str
     better: str = "higher"  # higher | lower
@@ -155,19 +156,19 @@ def compare_all(
     *,
     relative_margin: float | None = None,
 ) -> tuple[Comparison, ...]:
-    """Every method of `first` against every other one of `second`, in every metric."""
+    """Comparisons of every method in `first` with every other method in `second`, in every metric."""
     return tuple(
         Comparison(a, b, metric, relation, None, relative_margin) for a in first for b in second if a != b for metric in metrics
     )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted by Holm's step-down method; NaN counts as 1 (a test that could not be made rejects nothing)."""
+    """P-values adjusted by Holm's step-down method. NaN, the p-value of a test without enough values, counts as 1."""
     values = [1.0 if math.isnan(p) else p for p in p_values]
     adjusted, largest = [1.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
     return adjusted
 
 
@@ -176,7 +177,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclasses.dataclass
 class _Result:
-    """A test with the values it was made on, one a unit, positive where the claim holds."""
+    """A test with its effects, one per unit; an effect is positive if it agrees with the claim."""
 
     test: Test
     effects: list[float]
@@ -202,25 +203,25 @@ class _Result:
         return isinstance(self.test, Comparison) and self.test.relation == "similar"
 
     def _distance(self) -> float:
-        """How far the mean effect is inside what is claimed; negative outside."""
+        """Distance of the mean effect from the boundary of the claim; negative if it contradicts the claim."""
         mean, margin = float(np.mean(self.effects)), self.margin or 0.0
         return margin - abs(mean) if self.two_sided else mean + margin
 
     @property
     def holds(self) -> bool:
-        """Whether the mean effect is as claimed, whatever its uncertainty."""
+        """Whether the mean effect agrees with the claim, regardless of its uncertainty."""
         distance = self._distance()
         return distance > 0 or (distance == 0 and self.margin is not None)
 
     @property
     def strength(self) -> float:
-        """The mean effect's distance from what would be against the claim, in standard errors; negative is against it."""
+        """The distance of the mean effect from the boundary of the claim in standard errors; negative contradicts the claim."""
         distance = self._distance()
         spread = float(np.std(self.effects, ddof=1)) / math.sqrt(len(self.effects)) if len(self.effects) > 1 else 0.0
         return distance / spread if spread > 0 else math.copysign(math.inf, distance) if distance else 0.0
 
     def units_to_decide(self, alpha: float) -> int | None:
-        """Units in all at which this test would be decided, one way or the other, at the mean and spread observed."""
+        """Total number of units at which this test would be decided, at the observed mean and standard deviation."""
         mean, margin = float(np.mean(self.effects)), self.margin or 0.0
         return units_to_decide(self.effects, math.copysign(margin, mean) if self.two_sided else -margin, alpha)
 
@@ -263,22 +264,23 @@ def judge(
     labels: Mapping[str, str] | None = None,
     paper: Mapping[tuple[str, str], float] | None = None,
 ) -> pd.DataFrame:
-    """Judges claims by measured values, and the same tests by the numbers that the paper prints.
+    """Evaluates claims on measured values, and the same tests on the numbers printed in the paper.
 
     Args:
-        claims: what to judge.
-        evidence: columns method, metric, task, seed, value; a row a run and metric; adapt_kind where a method is not trained;
-            unit where the metrics come from experiments with different ones.
-        unit: task | seed, see `ether.analysis.intervals`; of the rows without their own.
+        claims: the claims.
+        evidence: one row per run and metric, with columns method, metric, task, seed, value, optionally adapt_kind ("none" for
+            a method without training), and optionally unit if the metrics come from experiments with different units.
+        unit: task | seed, see `ether.analysis.intervals`; used if `evidence` has no column unit.
         metrics: direction and format of the metrics; by default higher is better.
         labels: names of the methods for the evidence column.
-        paper: {(method, metric): number} as printed.
+        paper: {(method, metric): printed number}.
 
     Returns:
-        A row a claim with the columns of ``COLUMNS``. `effect`, `low`, `high`: of the average, or of the test that is nearest to
-        failing (quantifier every) or to holding (some). `supporting`, `contradicting` of `tests`: after Holm's correction.
-        `paper`: the verdict of the printed numbers. `units_needed`: for an undecided claim, how many more units would decide
-        it at the mean and spread observed; NA where more than 10,000 would not, or where a test has one unit only.
+        One row per claim with the columns of ``COLUMNS``. `effect`, `low`, `high`: of the average, or of the test with the
+        smallest (quantifier every) or largest (some) distance from the boundary of the claim in standard errors. `supporting`,
+        `contradicting` of `tests`: numbers after Holm's correction. `paper`: the result of the printed numbers. `units_needed`:
+        for an undecided claim, the number of additional units that would decide it at the observed mean and standard
+        deviation; NA if more than 10,000 are needed, or if a test has one unit only.
     """
     rows = [_judge(claim, evidence, unit, metrics or {}, labels or {}, paper or {}) for claim in claims]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"units_needed": "Int64"})
@@ -300,14 +302,14 @@ def _judge(
     ):
         result.verdict = "supporting" if for_claim <= ALPHA else "contradicting" if against <= ALPHA else "undecided"
     counts = {kind: sum(result.verdict == kind for result in made) for kind in ("supporting", "contradicting", "undecided")}
-    shown = made
+    reported = made
     if claim.quantifier == "average":
-        verdict, shown = _average(made, missing)
+        verdict, reported = _average(made, missing)
     else:
         verdict = _quantified(claim.quantifier, counts, len(made), bool(missing))
-    chosen = min(shown, key=lambda r: r.strength, default=None)
+    chosen = min(reported, key=lambda r: r.strength, default=None)
     if claim.quantifier == "some":
-        chosen = max(shown, key=lambda r: r.strength, default=None)
+        chosen = max(reported, key=lambda r: r.strength, default=None)
     interval = mean_interval(chosen.effects if chosen else [], chosen.unit if chosen else unit)
     return {
         "id": claim.id,
@@ -326,7 +328,7 @@ def _judge(
         "tests": len(results),
         "missing": "; ".join(dict.fromkeys(missing)),
         "paper": _of_the_paper(claim, metrics, paper),
-        "units_needed": _units_needed(claim.quantifier, shown) if verdict == "undecided" else None,
+        "units_needed": _units_needed(claim.quantifier, reported) if verdict == "undecided" else None,
         "evidence": _evidence(made, missing, verdict, metrics, labels),
     }
 
@@ -357,21 +359,21 @@ def _average(made: Sequence[_Result], missing: Sequence[str]) -> tuple[Verdict, 
 
 
 def _units_needed(quantifier: str, results: Sequence[_Result]) -> int | None:
-    """How many more units would decide a claim at the means and spreads observed, each test at the strictest of Holm's levels."""
+    """Number of additional units that would decide a claim, with each test at the smallest of Holm's levels."""
     undecided = [result for result in results if result.verdict == "undecided"]
     needed = {id(result): result.units_to_decide(ALPHA / len(results)) for result in undecided}
     one_decides = [r for r in undecided if r.holds == (quantifier == "some")]
-    if one_decides:  # the first test that goes the way that decides alone
+    if one_decides:  # a single test in this direction decides the claim
         found = [n - len(r.effects) for r in one_decides if (n := needed[id(r)]) is not None]
         return max(1, min(found)) if found else None
     counts = [(needed[id(r)], len(r.effects)) for r in undecided]
     if not counts or any(n is None for n, _ in counts):
         return None
-    return max(1, max(n - have for n, have in counts if n is not None))
+    return max(1, max(n - measured for n, measured in counts if n is not None))
 
 
 def _of_the_paper(claim: Claim, metrics: Mapping[str, MetricInfo], paper: Mapping[tuple[str, str], float]) -> str:
-    """What the printed numbers say of the claim, without any uncertainty."""
+    """The result of the claim for the printed numbers, which have no uncertainty."""
     effects: list[float] = []
     holds: list[bool] = []
     for test in claim.tests:
@@ -407,13 +409,13 @@ _ORDER: dict[str, tuple[str, ...]] = {
     "not testable here": ("undecided", "contradicting", "supporting"),
     "reproduced": ("supporting", "undecided", "contradicting"),
 }
-_LINES = 6  # as many tests are written out
+_LINES = 6  # maximum number of tests in the text
 
 
 def _evidence(
     made: Sequence[_Result], missing: Sequence[str], verdict: str, metrics: Mapping[str, MetricInfo], labels: Mapping[str, str]
 ) -> str:
-    """The tests that decide first, each with its effect and 95 % interval."""
+    """Text with the tests, each with its effect and 95 % interval; those that decide the claim come first."""
     order = _ORDER[verdict]
     results = sorted(made, key=lambda r: (order.index(r.verdict), r.strength if verdict != "reproduced" else -r.strength))
     lines = [f"{_line(result, metrics, labels)}: {result.verdict}" for result in results[:_LINES]]

@@ -1,12 +1,12 @@
 """Confidence intervals of means over independent units, by Student's t distribution.
 
-The model. A run's value is ``y[t, s] = mean + a[t] + e[t, s]`` for task t and seed s. What is sampled decides the unit:
+The model. A run's value is ``y[t, s] = mean + a[t] + e[t, s]`` for task t and seed s. The unit depends on what is sampled:
 
 unit ``task``   Tasks are a sample of a larger population (the subjects of subject-driven generation). Seeds of one task
                 share ``a[t]``, so they are not independent: they are averaged within the task, and the interval is taken
                 over the task means. More seeds make the task means more precise; only more tasks add degrees of freedom.
-unit ``seed``   Tasks are fixed (the benchmarks of GLUE, the questions of MMLU). There is no ``a[t]`` to sample; tasks are
-                averaged within a seed where there are several, and the interval is taken over the seeds.
+unit ``seed``   Tasks are fixed (the benchmarks of GLUE, the questions of MMLU), so ``a[t]`` is not random. Several tasks are
+                averaged within a seed, and the interval is taken over the seeds.
 
 With n units of mean m and standard deviation s (n - 1 degrees of freedom) the 95 % interval is
 ``m +- t(0.975, n - 1) s / sqrt(n)``. If the unit values are normally distributed it covers the true mean in 95 % of
@@ -49,7 +49,7 @@ def quantile(degrees: int, probability: float) -> float:
 def p_greater(values: Sequence[float], bound: float = 0.0) -> float:
     """One-sided p-value of a t test of "the mean is greater than `bound`"; NaN for fewer than two values.
 
-    Values without any spread decide by their mean alone: 0 or 1, and 0.5 where it equals the bound.
+    If all values are equal, the p-value is 0 or 1, and 0.5 if the mean equals the bound.
     """
     from scipy.special import stdtr
 
@@ -67,8 +67,8 @@ def mean_interval(values: Sequence[float], unit: str = "seed") -> Interval:
     """Mean and 95 % Student's t interval of independent values.
 
     Args:
-        values: one value a unit; NaN values are an error of the caller and make the result NaN.
-        unit: what one value is, for the reader.
+        values: one value per unit, without NaN; a NaN value makes the result NaN.
+        unit: seed | task, stored in the result.
     """
     array = np.asarray(values, dtype=float)
     n = len(array)
@@ -82,14 +82,14 @@ def mean_interval(values: Sequence[float], unit: str = "seed") -> Interval:
 
 
 def unit_means(frame: pd.DataFrame, unit: str) -> pd.Series:
-    """One value a unit: `value` averaged over seeds within each task, or over tasks within each seed.
+    """One value per unit: `value` averaged over seeds within each task, or over tasks within each seed.
 
     Args:
-        frame: columns task, seed, value; a row a run. Rows whose value is NaN are left out.
+        frame: columns task, seed, value; one row per run. Rows whose value is NaN are left out.
         unit: task | seed.
 
     Raises:
-        ConfigurationError: another unit.
+        ConfigurationError: unknown unit.
     """
     if unit not in get_args(Unit):
         raise one_of("unit", unit, get_args(Unit), "workflow/experiments.yaml")
@@ -102,13 +102,13 @@ def summarise(frame: pd.DataFrame, unit: str) -> Interval:
 
 
 def paired_differences(first: pd.DataFrame, second: pd.DataFrame, unit: str) -> pd.Series:
-    """first - second, a value a unit, paired by task and seed.
+    """first - second, one value per unit, paired by task and seed.
 
-    A method that is not trained has one run a task, whatever the seeds: its value is compared with every seed of the other.
+    A method without training has one run per task. Its value is compared with every seed of the other method.
 
     Args:
-        first: columns task, seed, value, and optionally adapt_kind, which is "none" for what is not trained.
-        second: the same.
+        first: columns task, seed, value, and optionally adapt_kind, which is "none" for a method without training.
+        second: the same columns.
         unit: task | seed.
     """
     first, second = (frame.dropna(subset="value") for frame in (first, second))
@@ -122,10 +122,10 @@ def paired_differences(first: pd.DataFrame, second: pd.DataFrame, unit: str) -> 
 
 
 def units_to_decide(values: Sequence[float], bound: float = 0.0, alpha: float = 0.025, most: int = 10_000) -> int | None:
-    """How many units in all would separate the mean from `bound` in a one-sided t test, at the mean and spread observed.
+    """Number of units at which a one-sided t test separates the mean from `bound`, at the observed mean and standard deviation.
 
     Returns:
-        The smallest such number, at least 2; None where more than `most` would be needed, or for fewer than two values.
+        The smallest such number, at least 2; None if more than `most` are needed, or for fewer than two values.
     """
     array = np.asarray(values, dtype=float)
     if len(array) < 2:

@@ -1,4 +1,4 @@
-"""Choosing a learning rate from a grid, and how much the choice matters."""
+"""Selection of a learning rate from a grid, and the sensitivity of the score to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-# A rate is as good as the best one if it keeps this share of the best score.
+# A learning rate counts as near-optimal if its score is at least this fraction of the best score.
 KEPT = 0.9
 
 COLUMNS = [
@@ -15,23 +15,23 @@ COLUMNS = [
 
 
 def choose(grid: pd.DataFrame) -> pd.DataFrame:
-    """The rate of each method with the highest mean score over tasks and seeds, and how the other rates compare.
+    """The learning rate of each method with the highest mean score over tasks and seeds, and a comparison with other rates.
 
     Args:
-        grid: a row a run with the columns method, learning_rate, seed, task, value (NaN for a run without a score) and
-            configured (whether the method's file names this rate). Runs of one rate are averaged over seeds within a task,
-            then over tasks; a rate at which a run failed has no score.
+        grid: one row per run with the columns method, learning_rate, seed, task, value (NaN for a run without a score) and
+            configured (whether this rate is the one in the method's file). Runs with the same rate are averaged over seeds
+            within a task, then over tasks. A rate has no score if one of its runs failed.
 
     Returns:
-        A row a method, in the order of the grid:
+        One row per method, in the order of the grid:
 
-        best_rate, best_score      the rate with the highest mean score; of equal ones the smallest
-        at_edge                    whether it is the least or the greatest rate that was tried: the optimum may lie outside
-        seeds                      how many seeds it was chosen on
-        width                      orders of magnitude between the least and the greatest rate that keep ``KEPT`` of the best
-                                   score without a gap
+        best_rate, best_score      the rate with the highest mean score, the smallest in case of ties
+        at_edge                    whether it is the smallest or the largest rate of the grid: the optimum may be outside
+        seeds                      number of seeds
+        width                      orders of magnitude between the smallest and the largest rate of the contiguous range around
+                                   the best rate in which scores are at least ``KEPT`` times the best score
         peak, worst                the highest and the lowest mean score
-        configured_rate, configured_score    the rate the method's file names, and its score in the grid
+        configured_rate, configured_score    the rate in the method's file, and its score in the grid
     """
     rows = []
     for method, of_method in grid[grid["learning_rate"].notna()].groupby("method", sort=False):
@@ -59,15 +59,14 @@ def choose(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_of_all(values: pd.Series) -> float:
-    """The mean, NaN if any value is: a rate at which some run failed must not profit from leaving that run out."""
+    """The mean; NaN if any value is NaN, so that a failed run is not ignored."""
     return float(values.mean(skipna=False))
 
 
 def _width(scores: pd.Series, best: float) -> float:
-    """Orders of magnitude around the best rate within which every rate keeps ``KEPT`` of the best score."""
+    """Orders of magnitude of the contiguous range around the best rate with at least ``KEPT`` times the best score."""
     good = scores >= KEPT * scores.loc[best] if scores.loc[best] > 0 else scores >= scores.loc[best]
-    place = list(scores.index).index(best)
-    low, high = place, place
+    low = high = list(scores.index).index(best)
     while low > 0 and good.iloc[low - 1]:
         low -= 1
     while high < len(scores) - 1 and good.iloc[high + 1]:

@@ -1,4 +1,4 @@
-"""Reading the collected metrics and runs of an experiment, and the one value a run reports."""
+"""Reads the collected metrics and runs of an experiment, and selects one value per run and metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN_INFO = [
 
 
 def published_metrics(scale: Scale) -> Path:
-    """The folder of the metrics of a scale that are committed for reading."""
+    """The folder of a scale's committed metrics."""
     return config.ROOT / "results" / "published" / scale.name / "metrics"
 
 
@@ -25,9 +25,9 @@ def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.
     """Collected runs and metrics of an experiment.
 
     Args:
-        scale: says where they are: under ``results/<scale>/metrics``, or in the folder given by ``--config replay=FOLDER``.
+        scale: determines the folder: ``results/<scale>/metrics``, or the folder given by ``--config replay=FOLDER``.
         experiment: a section of the scale.
-        or_published: where the experiment has not been run here, read the metrics that are committed for reading.
+        or_published: read the committed metrics if the experiment has not been run.
 
     Returns:
         Runs, with the columns of ``results.RUN_COLUMNS``, and metrics, with those of ``results.METRIC_COLUMNS``.
@@ -54,18 +54,18 @@ def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.
 def measured(
     scale: Scale, experiment: str, split: str, metrics: Sequence[str], or_published: bool = False, select: str = "last"
 ) -> pd.DataFrame:
-    """One value a run and metric: the last one that was measured in a split, or the highest.
+    """One value per run and metric: the last value of a split, or the highest.
 
     Args:
         scale: see `read`.
         experiment: a section of the scale.
-        split: as the experiment names it: validation, best, geometry, ...
+        split: name of the split in the experiment: validation, best, geometry, ...
         metrics: names of measured values.
         or_published: see `read`.
         select: last | best.
 
     Returns:
-        The columns of ``RUN_INFO``, `metric` and `value`; NaN where a run has no such value.
+        The columns of ``RUN_INFO``, `metric` and `value`; `value` is NaN if a run has no such value.
     """
     runs, values = read(scale, experiment, or_published)
     return select_values(runs, values, split, metrics, select)
@@ -74,7 +74,7 @@ def measured(
 def select_values(
     runs: pd.DataFrame, values: pd.DataFrame, split: str, metrics: Sequence[str], select: str = "last"
 ) -> pd.DataFrame:
-    """As `measured`, from frames that have been read already."""
+    """As `measured`, for frames that have been read already."""
     of_split = values[values["split"] == split].sort_values("step", kind="stable")
     frames = []
     for metric in metrics:

@@ -2,7 +2,7 @@
 
 dataset/<subject>/*.jpg             the photographs of a subject
 dataset/prompts_and_classes.txt     the class of each subject, and the prompts
-dataset/metadata.json               optional, of the procedural world: what a picture of each prompt shows
+dataset/metadata.json               optional, written by the world of scenes: the attributes that each prompt describes
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 PROMPT_FILE = "prompts_and_classes.txt"
 METADATA_FILE = "metadata.json"
 HALVES = ("selection", "report")
-ATTRIBUTES = ("background", "colour")  # of the picture a prompt describes, as the metadata file has them
+ATTRIBUTES = ("background", "colour")  # keys of the metadata file: attributes that a prompt describes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +34,19 @@ class Prompt:
     """One prompt of a subject."""
 
     number: int
-    text: str  # with the made-up word: what the model is given
-    plain: str  # without it: what CLIP-T compares the picture with
+    text: str  # with the subject's identifier: input of the text-to-image model
+    plain: str  # without the identifier: text for CLIP-T
     half: str  # selection | report
-    attributes: tuple[tuple[str, str], ...] = ()  # (attribute, value) of the picture it describes, where they are known
+    attributes: tuple[tuple[str, str], ...] = ()  # (attribute, value) that the prompt describes, if known
 
 
 def read_prompt_file(text: str, where: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """google/dreambooth's ``prompts_and_classes.txt``: ({subject: class}, {"object" | "live": templates}).
 
-    Templates have {0} for the made-up word and {1} for the class.
+    Templates contain {0} for the identifier and {1} for the class.
 
     Raises:
-        MissingResourceError: no classes or no prompts in it.
+        MissingResourceError: the file contains no classes or no prompts.
     """
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"object": [], "live": []}
@@ -64,17 +64,17 @@ def read_prompt_file(text: str, where: str) -> tuple[dict[str, str], dict[str, l
                 prompts[section.split()[0]].append(found[2])
     if not classes or not prompts["object"]:
         raise MissingResourceError(
-            f"{where} names no {'prompts' if classes else 'classes'}: it is read in google/dreambooth's form, with the headings "
+            f"{where} names no {'prompts' if classes else 'classes'}: it must have google/dreambooth's format, with the headings "
             "'Classes', 'Object Prompts' and 'Live Subject Prompts'."
         )
     return classes, prompts
 
 
 def dataset_folder(source: hub.Source, subject: str | None = None) -> Path:
-    """The folder that holds the subjects' folders. From the hub, the prompt file and one subject are downloaded.
+    """The folder that contains the subjects' folders. From the hub, only the prompt file and one subject are downloaded.
 
     Raises:
-        MissingResourceError: it is not there, or the hub cannot be reached.
+        MissingResourceError: the folder does not exist, or the hub cannot be reached.
     """
     if source.folder is not None:
         folder = source.folder / "dataset"
@@ -87,17 +87,17 @@ def dataset_folder(source: hub.Source, subject: str | None = None) -> Path:
         folder = Path(root) / "dataset"
     if not (folder / PROMPT_FILE).is_file():
         raise MissingResourceError(
-            f"The data set {source.name!r} has no dataset/{PROMPT_FILE}: looked for {folder / PROMPT_FILE}. It needs the "
+            f"The data set {source.name!r} has no dataset/{PROMPT_FILE}: looked for {folder / PROMPT_FILE}. It must have the "
             "layout of google/dreambooth; change `subject.data.path` in workflow/scales/, or complete the folder."
         )
     return folder
 
 
 def subject_files(folder: Path, subject: str) -> list[Path]:
-    """A subject's photographs, by name.
+    """A subject's photographs, sorted by name.
 
     Raises:
-        MissingResourceError: there are none.
+        MissingResourceError: the subject has no photographs.
     """
     found = sorted(file for file in (folder / subject).glob("*") if file.suffix.lower() in PICTURES)
     if not found:
@@ -120,14 +120,14 @@ def subject_class(folder: Path, subject: str) -> str:
 
 
 def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, live: Sequence[str]) -> list[Prompt]:
-    """The prompts of a subject, alternately in the two halves (or as ``metadata.json`` divides them).
+    """The prompts of a subject, assigned alternately to the two halves (or as given in ``metadata.json``).
 
     Args:
         folder: from `dataset_folder`.
         subject: name of a subject.
-        token: the made-up word; "" for prompts without one.
-        limit: that many of the prompts, evenly spaced; None for all.
-        live: classes that get the prompts for live subjects.
+        token: the identifier; "" for prompts without one.
+        limit: number of prompts, chosen at equal intervals; None for all.
+        live: classes that use the prompts for live subjects.
 
     Raises:
         ConfigurationError: the prompt file does not list the subject, or fewer than two prompts are left.
@@ -138,18 +138,20 @@ def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, l
     listed = templates["live"] if noun in live and templates["live"] else templates["object"]
     count = len(listed) if limit is None else min(limit, len(listed))
     if count < 2:
-        raise ConfigurationError(f"{count} prompts for {subject!r} cannot be put in two halves: raise `subject.prompts.limit`.")
+        raise ConfigurationError(
+            f"{count} prompts for {subject!r} cannot be divided into two halves: raise `subject.prompts.limit`."
+        )
     known: dict[str, Any] = {}
     if (folder / METADATA_FILE).is_file():
         entries = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8")).get("prompts", [])
         known = {entry["template"]: entry for entry in entries}
     chosen = []
-    for place in range(count):
-        number = place * len(listed) // count
+    for index in range(count):
+        number = index * len(listed) // count
         template = listed[number]
         attributes = tuple((key, str(known[template][key])) for key in ATTRIBUTES if key in known.get(template, {}))
         text, plain = (" ".join(template.format(word, noun).split()) for word in (token, ""))
-        chosen.append(Prompt(number, text, plain, HALVES[place % 2], attributes))
+        chosen.append(Prompt(number, text, plain, HALVES[index % 2], attributes))
     if all(entry.get("split") in HALVES for entry in known.values()) and all(listed[p.number] in known for p in chosen):
         as_recorded = [dataclasses.replace(p, half=known[listed[p.number]]["split"]) for p in chosen]
         if {p.half for p in as_recorded} == set(HALVES):
@@ -158,10 +160,10 @@ def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, l
 
 
 def read_pictures(files: Sequence[Path], size: int) -> torch.Tensor:
-    """(N, 3, size, size) in [0, 1]: the centre square of each picture, resized.
+    """Images as (N, 3, size, size) in [0, 1]: the centre square of each, resized.
 
     Raises:
-        MissingResourceError: a file is no picture.
+        MissingResourceError: a file cannot be read as an image.
     """
     found = []
     for file in files:

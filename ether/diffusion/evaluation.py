@@ -1,4 +1,4 @@
-"""The evaluation of a run's model: pictures of fixed prompts from fixed noise, their metrics, and the model's geometry."""
+"""Evaluation of a run's model: images of fixed prompts from fixed noise, their metrics, and the model's geometry."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ether.training import Rows
 
 @dataclass
 class Evaluation:
-    """Generates and measures the same pictures for every model: a prompt's noise depends on neither method nor seed.
+    """Generates and measures images. Prompts and noise are the same for every method and seed.
 
     Args:
-        sampler: its pipeline has the model that is evaluated.
-        prompts: of the subject.
-        each: pictures for a prompt.
-        judges: models that score the pictures.
-        real: the subject's photographs.
-        noun: the subject's class.
+        sampler: its pipeline contains the evaluated model.
+        prompts: prompts of the subject.
+        each: number of images per prompt.
+        judges: models that score the images.
+        real: features of the subject's photographs.
+        noun: class of the subject.
         selection: the metrics whose mean is the ``score``.
-        reader: names the attributes of a picture; None where none of the pictures' attributes are known.
+        reader: classifies the attributes of an image; None if the attributes are not known.
         reference: for methods that train weights in place, the pretrained weights (`ether.measures.geometry.weight_pairs`).
     """
 
@@ -54,7 +54,7 @@ class Evaluation:
         self.noise = self.sampler.noise([f"{p.number}/{image}" for p in self.prompts for image in range(self.each)])
 
     def generate(self) -> torch.Tensor:
-        """Pictures (prompts * each, 3, H, W), uint8, in the order of the prompts.
+        """Images (prompts * each, 3, H, W), uint8, in the order of the prompts.
 
         Raises:
             FloatingPointError: the model's output is not finite.
@@ -62,7 +62,7 @@ class Evaluation:
         return self.sampler.generate(self.embeddings, self.noise)
 
     def measure(self, pictures: torch.Tensor) -> dict[str, dict[str, float]]:
-        """{split: {metric: value}} of pictures from `generate`, for the splits validation, selection and report.
+        """{split: {metric: value}} of images from `generate`, for the splits validation, selection and report.
 
         Raises:
             ConfigurationError: ``selection`` names a metric that is not measured.
@@ -83,7 +83,7 @@ class Evaluation:
         return values
 
     def geometry(self, model: nn.Module) -> dict[str, float]:
-        """See `ether.measures.geometry.summary`; empty where a model has become singular."""
+        """See `ether.measures.geometry.summary`; empty if a transformation of the model is singular."""
         try:
             return geometry.summary(model, self.reference, self.energies)
         except torch.linalg.LinAlgError:
@@ -93,36 +93,36 @@ class Evaluation:
 def attribute_shares(
     readings: Sequence[Mapping[str, str]], numbers: Sequence[int], among: Sequence[Prompt], noun: str
 ) -> dict[str, float]:
-    """Share of the pictures in which the reader finds the attributes of their prompt and, under ``class``, the subject's class.
+    """Shares of images in which the reader predicts the attributes of their prompt and, under ``class``, the subject's class.
 
     Args:
-        readings: attributes of each picture; empty without a reader.
-        numbers: the number of each picture's prompt.
-        among: only pictures of these prompts count.
-        noun: the subject's class.
+        readings: predicted attributes of each image; empty without a reader.
+        numbers: the prompt number of each image.
+        among: prompts whose images are included.
+        noun: class of the subject.
     """
     if not readings:
         return {}
-    right: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {}
     expected = {prompt.number: dict(prompt.attributes) | {"class": noun} for prompt in among}
     for number, reading in zip(numbers, readings, strict=True):
         for key, value in expected.get(number, {}).items():
-            right.setdefault(key, []).append(reading["shape" if key == "class" else key] == value)
-    return {key: sum(values) / len(values) for key, values in sorted(right.items())}
+            correct.setdefault(key, []).append(reading["shape" if key == "class" else key] == value)
+    return {key: sum(values) / len(values) for key, values in sorted(correct.items())}
 
 
 class EvaluationCallback(transformers.TrainerCallback):
-    """Evaluates every so many steps and keeps the values in one file for each step, for a run that is resumed.
+    """Evaluates at regular intervals and stores the values of each step in a file, so that a run can be resumed.
 
-    It also makes the Trainer log the loss at every checkpoint: the Trainer forgets the part of a mean that was computed
-    before one.
+    The callback also makes the Trainer log the loss at every checkpoint, because a resumed Trainer does not have the losses
+    accumulated before the checkpoint.
 
     Args:
-        evaluation: of the run.
+        evaluation: the evaluation of the run.
         model: the adapted model.
         every: steps between evaluations; the last step is always evaluated.
         checkpoint: steps between checkpoints, or None.
-        folder: of the files.
+        folder: the folder of the files.
     """
 
     def __init__(self, evaluation: Evaluation, model: nn.Module, every: int, checkpoint: int | None, folder: Path) -> None:
@@ -138,7 +138,7 @@ class EvaluationCallback(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **kwargs: object,
     ) -> None:
-        """After every optimizer step."""
+        """Evaluates and logs after the optimiser steps at which this is due."""
         if self.checkpoint and state.global_step % self.checkpoint == 0:
             control.should_log = True
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
@@ -148,9 +148,9 @@ class EvaluationCallback(transformers.TrainerCallback):
         return self.folder / f"step-{step:08d}.json"
 
     def evaluate(self, step: int) -> None:
-        """Generates pictures with the model in its present state and measures them and the model.
+        """Generates images with the current model and measures them and the model.
 
-        If the pictures are not finite, only the geometry is measured.
+        If the images are not finite, only the geometry is measured.
         """
         rows: Rows = [(step, "geometry", name, value) for name, value in self.evaluation.geometry(self.model).items()]
         self.pictures, self.failure = None, ""
@@ -163,7 +163,7 @@ class EvaluationCallback(transformers.TrainerCallback):
         write_text(json.dumps(rows), self._file(step))
 
     def rows(self, last: int) -> Rows:
-        """Everything measured up to a step, by this process and by one that was interrupted."""
+        """All values measured up to a step, including those of an interrupted process."""
         found: Rows = []
         for file in sorted(self.folder.glob("step-*.json")):
             if int(file.stem.rpartition("-")[2]) <= last:
@@ -171,15 +171,15 @@ class EvaluationCallback(transformers.TrainerCallback):
         return found
 
     def has(self, step: int) -> bool:
-        """Whether this process evaluated that step, so that its pictures are in memory."""
+        """Whether this process evaluated the step, so that its images are in memory."""
         return self._file(step).is_file() and (self.pictures is not None or bool(self.failure))
 
 
 def chosen_rows(rows: Rows, last: int) -> Rows:
     """The rows of the splits `last` and `best`, both over the report half of the prompts.
 
-    `last` is that of the last step, if it has pictures; `best` that of the step with the highest score of the selection
-    half, the earliest of equals.
+    `last` has the values of the last step, if it has images; `best` those of the step with the highest score on the selection
+    half, the earliest step in case of ties.
     """
     scores = {step: value for step, split, name, value in rows if (split, name) == ("selection", "score")}
     finite = {step: value for step, value in scores.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Loads the models that score images: DINO, CLIP and LPIPS's network (`ether.measures.images`), and the reader of scenes."""
+"""Loads the models that score images: DINO, CLIP, LPIPS's network (`ether.measures.images`), and the attribute reader."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from ether.measures.images import (
 )
 from ether.silence import quiet
 
-Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> the attributes of each picture
+Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> predicted attributes of each image
 
 ROLES = ("dino", "clip")
 
 
 def _setting(role: str) -> str:
-    return f"subject.judges.{role}.path"  # as messages name it
+    return f"subject.judges.{role}.path"  # setting named in error messages
 
 
 def check_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results: Path) -> None:
-    """Looks for a scale's judges without loading them.
+    """Checks that a scale's judge models exist, without loading them.
 
     Raises:
-        MissingResourceError: a judge is not there, or torchvision for ``alex``.
+        MissingResourceError: a judge model is missing, or torchvision for ``alex``.
         ConfigurationError: unknown perceptual distance.
     """
     if judges["lpips"] not in LPIPS_NETWORKS:
@@ -55,9 +55,9 @@ def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = 
 
     Args:
         source: folder or hub id.
-        size: the side of the model's input, where the file does not give it.
+        size: side of the model's input in pixels, used if the file does not contain it.
         setting: the key of the scale that names the checkpoint, for messages.
-        subfolder: the checkpoint's, inside the folder or repository.
+        subfolder: subfolder of the checkpoint in the folder or repository.
 
     Raises:
         MissingResourceError: no such file.
@@ -68,15 +68,15 @@ def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = 
         file = cached_file(source.location, "preprocessor_config.json", subfolder=subfolder, **source.pin)
         if file is None:
             raise MissingResourceError(
-                f"The model {source.name!r} has no preprocessor_config.json, so it is not known how images are to be "
-                f"prepared for it. Add the file, or change `{setting}` in workflow/scales/."
+                f"The model {source.name!r} has no preprocessor_config.json, which describes the preprocessing of images. "
+                f"Add the file, or change `{setting}` in workflow/scales/."
             )
         config: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     resized = config.get("size", size) if config.get("do_resize", True) else size
     if isinstance(resized, Mapping):
         resized = resized["shortest_edge"] if "shortest_edge" in resized else (resized["height"], resized["width"])
     elif not config.get("do_center_crop", False):
-        resized = (resized, resized)  # a bare number without a crop is a square
+        resized = (resized, resized)  # without a crop, a single number is the side of a square
     crop = config.get("crop_size") if config.get("do_center_crop", False) else None
     if isinstance(crop, Mapping):
         crop = (crop["height"], crop["width"])
@@ -92,29 +92,29 @@ def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = 
 
 
 def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
-    """Loads a scale's judges.
+    """Loads a scale's judge models.
 
     Args:
-        judges: ``dino`` and ``clip``, each with ``path``, ``revision`` and ``weights`` (safetensors | bin) as a scale's
-            ``model`` has them, and ``subfolder`` where several models share a path; ``lpips``: judge | alex.
+        judges: ``dino`` and ``clip``, each with ``path``, ``revision`` and ``weights`` (safetensors | bin) as in a scale's
+            ``model`` section, and ``subfolder`` if several models share a path; ``lpips``: judge | alex.
         resources: mirror and foundation.
         results: ``results/<scale>``.
         device: cpu | cuda.
 
     Raises:
-        MissingResourceError: a judge is not there, or torchvision for ``alex``.
+        MissingResourceError: a judge model is missing, or torchvision for ``alex``.
         ConfigurationError: unknown perceptual distance; a checkpoint without patches or without a class token.
     """
     import transformers
 
     check_judges(judges, resources, results)
     loaded: dict[str, Any] = {}
-    with quiet(), torch.random.fork_rng(devices=[]):  # a head the checkpoint lacks must not use up the run's random numbers
+    with quiet(), torch.random.fork_rng(devices=[]):  # initialising a missing head must not advance the run's generator
         loaders: dict[str, Any] = {"dino": transformers.AutoModel, "clip": transformers.CLIPModel}
         for role in ROLES:
             source = hub.model_source(judges[role], resources, results)
             setting, subfolder = _setting(role), judges[role].get("subfolder") or ""
-            place: dict[str, Any] = {"subfolder": subfolder, **source.pin}
+            location: dict[str, Any] = {"subfolder": subfolder, **source.pin}
             with hub.explained(source, "model", setting):
                 loaded[role] = (
                     loaders[role]
@@ -122,17 +122,17 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
                         source.location,
                         dtype=torch.float32,
                         use_safetensors=source.safetensors(judges[role]),
-                        **place,
+                        **location,
                     )
                     .to(device)
                 )
                 if role == "clip":
-                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **place)
+                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **location)
             config = loaded[role].config
             side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
             if not isinstance(side, int):
                 raise ConfigurationError(
-                    f"The configuration of the model {source.name!r} has no image size: `{setting}` takes a vision "
+                    f"The configuration of the model {source.name!r} has no image size: `{setting}` must be a vision "
                     "transformer with a class token (ViT, DINO, DINOv2) or, for clip, a CLIP model."
                 )
             loaded[f"{role}_prepare"] = preprocessing(source, side, setting, subfolder)
@@ -144,15 +144,15 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
 
 
 def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:
-    """The model of `ether.foundation.image_judges` that names the attributes of a picture of the world of scenes.
+    """The attribute classifier of `ether.foundation.image_judges` for images of the world of scenes.
 
     Args:
-        reader: ``path`` and ``subfolder``; None at scales whose pictures it cannot read.
+        reader: ``path`` and ``subfolder``; None at scales with other images.
         resources: mirror and foundation.
         results: ``results/<scale>``.
 
     Raises:
-        MissingResourceError: it is not there.
+        MissingResourceError: the model is missing.
     """
     if reader is None:
         return None
@@ -172,16 +172,16 @@ def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], 
     return read
 
 
-# --- shared by a job's runs ------------------------------------------------------------------------------------
+# --- shared by the runs of a job -------------------------------------------------------------------------------
 
 
 def shared_judges(settings: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
-    """`load_judges`, once for the same settings."""
+    """`load_judges`, cached by settings."""
     return _judges(json.dumps([settings, resources], sort_keys=True), results, device)
 
 
 def shared_reader(settings: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:
-    """`load_reader`, once for the same settings."""
+    """`load_reader`, cached by settings."""
     return _reader(json.dumps([settings, resources], sort_keys=True), results)
 
 

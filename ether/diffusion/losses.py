@@ -1,4 +1,4 @@
-"""The loss of DreamBooth (Ruiz et al. 2023), as a module that transformers' Trainer can train."""
+"""The loss of DreamBooth (Ruiz et al. 2023), as a module for transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ether.errors import one_of
 
 
 class SampleNumbers(Dataset):
-    """The numbers 0, 1, 2, ..., in place of data: `DreamBoothLoss` makes picture, noise and timestep from each of them."""
+    """A data set of the numbers 0, 1, 2, ...; `DreamBoothLoss` derives image, noise and timestep from each number."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -28,18 +28,17 @@ class SampleNumbers(Dataset):
 
 
 class DreamBoothLoss(nn.Module):
-    """Denoising of the subject's pictures, and with prior preservation that of its class's pictures.
+    """The denoising loss on the subject's images and, with prior preservation, on images of its class.
 
-    Picture, noise and timestep follow from the run's seed and the sample's number alone, so that a resumed run repeats
-    them.
+    Image, noise and timestep depend only on the run's seed and the sample's number, so that a resumed run repeats them.
 
     Args:
         model: the adapted UNet.
-        scheduler: a ``DDPMScheduler`` with the pipeline's noise schedule; its ``prediction_type`` names the target.
-        seed: the run's.
+        scheduler: a ``DDPMScheduler`` with the pipeline's noise schedule; its ``prediction_type`` defines the target.
+        seed: seed of the run.
         instances: ((N, C, h, w) latents, (L, D) prompt embedding).
-        prior: the same for the class's pictures, or None.
-        weight: of the prior's loss.
+        prior: the same for the images of the class, or None.
+        weight: weight of the prior loss.
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class DreamBoothLoss(nn.Module):
     def _batch(self, name: str, latents: torch.Tensor, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         chosen, noise, times = [], [], []
         for number in numbers:
-            epoch, place = divmod(number, len(latents))
+            epoch, index = divmod(number, len(latents))
             order = torch.randperm(len(latents), generator=generator(self.seed, name, "epoch", epoch))
-            chosen.append(int(order[place]))
+            chosen.append(int(order[index]))
             random = generator(self.seed, name, "draw", number)
             times.append(int(torch.randint(self.scheduler.config.num_train_timesteps, (), generator=random)))
             noise.append(torch.randn(latents.shape[1:], generator=random))
@@ -69,10 +68,10 @@ class DreamBoothLoss(nn.Module):
         return latents[chosen], torch.stack(noise).to(device), torch.tensor(times, device=device)
 
     def forward(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """index: (B,), numbers of samples. The mean loss of the batch's pictures, under ``loss``.
+        """The mean loss of a batch, under ``loss``. index: (B,), sample numbers.
 
         Raises:
-            ConfigurationError: the scheduler's ``prediction_type`` is not known.
+            ConfigurationError: unknown ``prediction_type`` of the scheduler.
         """
         numbers = index.tolist()
         batches = [(*self._batch(name, latents, numbers), embedding) for name, latents, embedding in self.parts]

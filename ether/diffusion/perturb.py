@@ -21,7 +21,7 @@ def multiplicative_layers(model: nn.Module) -> dict[str, EtherLayer | NaiveLayer
     """The adapted layers of a model by name.
 
     Raises:
-        ConfigurationError: a layer's method does not multiply the weight by a transformation of any chosen distance.
+        ConfigurationError: a layer's method does not multiply the weight by a transformation with a variable distance.
     """
     layers: dict[str, Any] = {}
     for name, layer in geometry.adapted_layers(model).items():
@@ -40,9 +40,9 @@ def _sides(layer: EtherLayer, adapter: str) -> list[tuple[nn.Parameter, nn.Param
 
 
 def reachable(model: nn.Module, adapter: str = "default") -> tuple[float, float]:
-    """The least and the greatest distance ||T - I||_F that every adapted layer and side can have; inf without a bound.
+    """The smallest and the largest distance ||T - I||_F that all adapted layers and sides can have; inf without a bound.
 
-    A reflection of ETHER has 2 sqrt(n) and no other; a side of ETHER+ at most sqrt(2 n); OFT at most 2 sqrt(d).
+    ETHER: always 2 sqrt(n); one side of ETHER+: at most sqrt(2 n); OFT: at most 2 sqrt(d).
     """
     low, high = 0.0, math.inf
     for layer in multiplicative_layers(model).values():
@@ -55,14 +55,14 @@ def reachable(model: nn.Module, adapter: str = "default") -> tuple[float, float]
         elif isinstance(layer, OFTLayer):
             rotation: Any = layer.oft_R[adapter]
             size = rotation.block_size
-            high = min(high, 2 * math.sqrt(len(rotation.weight) * (size - size % 2)))  # an odd block keeps one axis
+            high = min(high, 2 * math.sqrt(len(rotation.weight) * (size - size % 2)))  # an odd block has one fixed axis
     return low, high
 
 
 def grid(distances: Sequence[float], low: float, high: float, end: bool = True) -> list[float]:
-    """The distances of a grid that are reachable; where the grid goes beyond the greatest and `end` is set, that one too.
+    """The distances of a grid between `low` and `high`. If the grid exceeds `high` and `end` is set, `high` is added.
 
-    The end is of no use for OFT: there T = -I, and signs cancel between queries and keys, and between values and outputs.
+    OFT is used without the end: there T = -I, and the signs of queries and keys, and of values and outputs, cancel.
     """
     if low == high:
         return [low]
@@ -74,19 +74,19 @@ def grid(distances: Sequence[float], low: float, high: float, end: bool = True) 
 
 @torch.no_grad()
 def perturb(model: nn.Module, distance: float, seed: int, adapter: str = "default") -> None:
-    """Gives every adapted layer and side a random transformation at a distance from the identity, equal over its blocks.
+    """Sets every adapted layer and side to a random transformation at a distance from the identity, equal for its blocks.
 
-    The random directions follow from the seed and the layer alone: another distance means the same direction, further.
-    Plain ETHER gets random reflections, whose distance is always 2 sqrt(n).
+    The random directions depend only on the seed and the layer, not on the distance. Plain ETHER gets random reflections,
+    whose distance is always 2 sqrt(n).
 
     Raises:
-        ConfigurationError: a method without such a transformation, a distance it cannot have, or OFT with the truncated
-            series in place of the Cayley map.
+        ConfigurationError: a method without such a transformation, a distance outside its range, or OFT with the truncated
+            series instead of the Cayley map.
     """
     low, high = reachable(model, adapter)
     if not low * (1 - 1e-9) <= distance <= high * (1 + 1e-9):
         raise ConfigurationError(
-            f"A distance of {distance:g} is out of reach: for this method a layer's side has between {low:g} and {high:g}. "
+            f"A distance of {distance:g} is out of reach: for this method it is between {low:g} and {high:g} on each side. "
             "Change `perturbation.distances` in workflow/scales/."
         )
     for name, layer in multiplicative_layers(model).items():
@@ -114,13 +114,15 @@ def _normal(shape: Sequence[int], random: torch.Generator) -> torch.Tensor:
 
 
 def _perturb_oft(rotation: Any, distance: float, random: torch.Generator) -> None:
-    """A random skew matrix for each block, scaled until its Cayley map is at the distance.
+    """Sets each block to a random skew matrix, scaled so that its Cayley map has the given distance.
 
-    With +-i s the eigenvalues of S, those of R = (I - S)(I + S)^-1 are (1 -+ i s) / (1 +- i s), at a squared distance of
-    4 s^2 / (1 + s^2) from 1, which grows with the scale of S.
+    If +-i s are eigenvalues of S, those of R = (I - S)(I + S)^-1 are (1 -+ i s) / (1 +- i s), at a squared distance of
+    4 s^2 / (1 + s^2) from 1, which increases with the scale of S.
     """
     if rotation.use_cayley_neumann:
-        raise ConfigurationError("OFT's series is no Cayley map far from the identity: set `use_cayley_neumann: false`.")
+        raise ConfigurationError(
+            "OFT's series approximates the Cayley map only near the identity: set `use_cayley_neumann: false`."
+        )
     vectors = _normal(rotation.weight.shape, random)
     size = rotation.block_size
     rows, columns = torch.triu_indices(size, size, 1)
@@ -128,7 +130,7 @@ def _perturb_oft(rotation: Any, distance: float, random: torch.Generator) -> Non
     skew[:, rows, columns] = vectors
     singular = torch.linalg.svdvals(skew - skew.mT)
     low, high = torch.full((len(vectors), 1), -60.0).double(), torch.full((len(vectors), 1), 60.0).double()
-    for _ in range(100):  # bisection of the scale's binary logarithm, block by block
+    for _ in range(100):  # bisection over the binary logarithm of the scale, for each block
         middle = (low + high) / 2
         squares = (singular * torch.exp2(middle)).square()
         short = (4 * squares / (1 + squares)).sum(-1, keepdim=True) < distance**2 / len(vectors)

@@ -1,4 +1,4 @@
-"""Pictures from a Stable Diffusion pipeline whose prompts, initial noise and scheduler are fixed, for every model alike."""
+"""Images from a Stable Diffusion pipeline with fixed prompts, initial noise and scheduler."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ether.errors import one_of
 from ether.results import atomic, digest
 from ether.silence import quiet
 
-MODEL = "subject.model.path"  # the setting, as messages name it
+MODEL = "subject.model.path"  # setting named in error messages
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler", "ddpm": "DDPMScheduler"}
 
 
 def generator(*names: object) -> torch.Generator:
-    """Random numbers for a purpose: the same names give the same numbers, on every machine and in every order of use."""
+    """A random number generator seeded by `names`, independent of the machine and of other generators."""
     seed = int.from_bytes(hashlib.sha256("\0".join(map(str, names)).encode()).digest()[:7], "big")
     return torch.Generator().manual_seed(seed)
 
 
 class Sampler:
-    """A Stable Diffusion pipeline with fixed sampling settings: what it generates depends on its UNet's weights alone.
+    """A Stable Diffusion pipeline with fixed sampling settings: its images depend only on the UNet's weights.
 
     Args:
         pipeline: from `load_pipeline`.
-        sampling: ``steps``, ``guidance``, ``batch`` (pictures generated together) and ``seed`` (default 0).
-        size: pixels a side of the pictures.
+        sampling: ``steps``, ``guidance``, ``batch`` (images generated together) and ``seed`` (default 0).
+        size: side of the images in pixels.
         device: cpu | cuda.
         precision: float32 | bf16 | fp16; the last two use autocast, on CUDA only.
     """
@@ -64,15 +64,15 @@ class Sampler:
         return torch.cat(parts) * vae.config.scaling_factor
 
     def noise(self, names: Sequence[str]) -> torch.Tensor:
-        """The initial noise of each picture, (N, C, h, w), from its name and the sampling seed alone."""
+        """The initial noise of each image, (N, C, h, w); it depends only on the image's name and the sampling seed."""
         seed = self.sampling.get("seed", 0)
         return torch.stack([torch.randn(self.latent, generator=generator("sample", seed, name)) for name in names])
 
     @torch.no_grad()
     def generate(self, embeddings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, 3, H, W) as 8-bit numbers, uint8, so that what is measured is what is saved.
+        """Images (N, 3, H, W), uint8, so that metrics are computed on the values that are saved.
 
-        embeddings: (N, L, D), noise: (N, C, h, w), one row for each picture.
+        embeddings: (N, L, D), noise: (N, C, h, w), one row for each image.
 
         Raises:
             FloatingPointError: the model's output is not finite.
@@ -104,22 +104,22 @@ class Sampler:
             unet.train(was_training)
         pictures = torch.cat(parts)
         if not bool(torch.isfinite(pictures).all()):
-            raise FloatingPointError("the model's pictures are not finite")
+            raise FloatingPointError("the model's images are not finite")
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def check_scheduler(sampling: Mapping[str, Any]) -> None:
-    """Raises a ConfigurationError if ``sampling`` names an unknown scheduler; none means the pipeline's."""
+    """Raises a ConfigurationError if ``sampling`` names an unknown scheduler; by default the pipeline's scheduler is used."""
     name = sampling.get("scheduler")
     if name is not None and name not in SCHEDULERS:
         raise one_of("scheduler", name, SCHEDULERS, "subject.sampling.scheduler")
 
 
 def load_pipeline(source: hub.Source, sampling: Mapping[str, Any], device: str, safetensors: bool = True) -> Any:
-    """The pipeline of a folder or hub id in single precision, without safety checker, with the scheduler that ``sampling`` names.
+    """The pipeline of a folder or hub id in single precision, without safety checker, with the scheduler named in ``sampling``.
 
     Raises:
-        MissingResourceError: it cannot be loaded.
+        MissingResourceError: the pipeline cannot be loaded.
         ConfigurationError: unknown scheduler.
     """
     check_scheduler(sampling)
@@ -148,7 +148,7 @@ def load_pipeline(source: hub.Source, sampling: Mapping[str, Any], device: str, 
 
 
 def build_unet(source: hub.Source) -> nn.Module:
-    """The UNet of a pipeline, with random weights: its architecture.
+    """The architecture of a pipeline's UNet, with random weights.
 
     Raises:
         MissingResourceError: its configuration cannot be read.
@@ -163,14 +163,14 @@ def build_unet(source: hub.Source) -> nn.Module:
 
 
 def class_pictures(sampler: Sampler, text: str, count: int, fingerprint: str, folder: Path) -> torch.Tensor:
-    """Pictures of a class for prior preservation, (count, 3, H, W), uint8, by the frozen model; generated once and kept.
+    """Images of a class for prior preservation, (count, 3, H, W), uint8, generated by the frozen model and cached.
 
     Args:
-        sampler: with the pipeline as it was loaded, not yet adapted.
+        sampler: with the pipeline before adaptation.
         text: the class prompt.
-        count: how many.
-        fingerprint: of the pipeline.
-        folder: where they are kept, one file for everything that determines them.
+        count: number of images.
+        fingerprint: fingerprint of the pipeline.
+        folder: the cache folder, with one file for each combination of arguments and settings.
     """
     key = digest([text, count, fingerprint, dict(sampler.sampling), sampler.size, str(sampler.autocast), sampler.device], 20)
     file = folder / f"{key}.safetensors"

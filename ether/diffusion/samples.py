@@ -1,4 +1,4 @@
-"""Saved samples: one PNG for each picture, a contact sheet of all of them, and ``samples.json`` with the prompts."""
+"""Saved samples: one PNG for each image, a contact sheet of all of them, and ``samples.json`` with the prompts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image, ImageDraw
 from ether.diffusion.dataset import Prompt
 from ether.results import atomic, write_text
 
-SIDE = 96  # the least width of a picture in a contact sheet, in pixels
+SIDE = 96  # minimum width of an image in a contact sheet, in pixels
 
 
 def save_picture(picture: torch.Tensor, file: Path) -> None:
-    """Writes (3, H, W), uint8, as PNG."""
+    """Writes an image (3, H, W), uint8, as PNG."""
     with atomic(file) as temporary:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
 
 
 def contact_sheet(pictures: torch.Tensor, labels: Sequence[str], columns: int) -> Image.Image:
-    """All pictures (N, 3, H, W), uint8, in rows of `columns` with a label each, enlarged to at least `SIDE` pixels a side."""
+    """Images (N, 3, H, W), uint8, in labelled rows of `columns` images, enlarged to a side of at least `SIDE` pixels."""
     side = pictures.shape[-1] * max(1, math.ceil(SIDE / pictures.shape[-1]))
     gap, text = 4, 18
     rows = math.ceil(len(pictures) / columns)
@@ -42,13 +42,13 @@ def contact_sheet(pictures: torch.Tensor, labels: Sequence[str], columns: int) -
 
 
 def save_samples(folder: Path, pictures: torch.Tensor, prompts: Sequence[Prompt], each: int, run_info: Mapping[str, Any]) -> None:
-    """One PNG for each picture (N, 3, H, W), uint8, the contact sheet, and last ``samples.json``.
+    """Writes one PNG for each image (N, 3, H, W), uint8, the contact sheet, and then ``samples.json``.
 
     Args:
-        folder: where they go.
-        pictures: `each` for every prompt, in the order of the prompts.
-        prompts: of the subject.
-        each: pictures for a prompt.
+        folder: output folder.
+        pictures: `each` images for every prompt, in the order of the prompts.
+        prompts: prompts of the subject.
+        each: number of images per prompt.
         run_info: further entries of ``samples.json``.
     """
     files = []

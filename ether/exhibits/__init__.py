@@ -1,1 +1,1 @@
-"""The paper's tables and figures, made from collected metrics: one module an experiment."""
+"""The paper's tables and figures, computed from collected metrics: one module per experiment."""

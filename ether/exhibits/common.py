@@ -1,4 +1,4 @@
-"""What the exhibits of all experiments share: the rows of a table, its measured cells, and the evidence for claims."""
+"""Shared code of the exhibits: the rows of a table, its measured cells, and the evidence for claims."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ether.analysis.intervals import summarise
 from ether.config import Scale
 from ether.paper.published import Column, PublishedTable
 
-# What a claim is judged by: a row a run and metric.
+# Columns of the evidence for claims: one row per run and metric.
 EVIDENCE_COLUMNS = ["method", "adapt_kind", "metric", "task", "seed", "value"]
 
 
 def unit_of(experiment: str) -> str:
-    """What an interval of an experiment is taken over: seed | task (see `ether.analysis.intervals`)."""
+    """The unit of an experiment's intervals: seed | task (see `ether.analysis.intervals`)."""
     return config.experiments()[experiment].unit
 
 
 def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The methods that a table prints: those whose file has no `tables`, or names this one in it."""
+    """The methods that a table prints: those whose file has no `tables`, or lists this table there."""
     return {stem: method for stem, method in methods.items() if exhibit in method.get("tables", [exhibit])}
 
 
 def metric_columns(paper: PublishedTable) -> dict[str, Column]:
-    """{name of a measured value: its column}, for the paper's columns and then those that are only ours."""
+    """{name of a measured value: its column}, for the paper's columns and then our additional columns."""
     return {column.metric: column for column in (*paper.columns, *paper.beside) if column.metric}
 
 
 def last_values(scale: Scale, experiment: str, split: str, metrics: Iterable[str], select: str = "last") -> pd.DataFrame:
-    """The values that an experiment's runs have in a split, as `runs.measured` gives them, without the metrics that none has."""
+    """The values of an experiment's runs in a split, as returned by `runs.measured`, without metrics that no run has."""
     found = runs.measured(scale, experiment, split, list(metrics), select=select)
     return found[found["metric"].isin(found.dropna(subset="value")["metric"])]
 
 
 def evidence_of(values: pd.DataFrame) -> pd.DataFrame:
-    """The values of finished runs, as claims are judged by them."""
+    """The values of finished runs as evidence for claims."""
     return values.loc[values["status"] == "finished", EVIDENCE_COLUMNS].dropna(subset="value").reset_index(drop=True)
 
 
@@ -56,8 +56,8 @@ def measured_cell(
 ) -> Cell:
     """The cell of a method and column from its runs.
 
-    Only runs that finished count. The note names the others, and says why the paper's number cannot be compared where the scale
-    says so.
+    Only finished runs are used; the note lists the others. If the scale's numbers cannot be compared with the paper's, the note
+    gives the reason.
 
     Args:
         paper: the published table.
@@ -65,7 +65,7 @@ def measured_cell(
         column: the name of the column.
         of_cell: the runs, with the columns task, seed, status, reason and value.
         unit: task | seed.
-        scale: says whether its numbers can be compared with the paper's.
+        scale: states whether its numbers can be compared with the paper's.
         missing: the note of a cell without runs.
     """
     notes = [missing] if of_cell.empty else []
@@ -90,12 +90,12 @@ def measured_cell(
 def measured_cells(
     paper: PublishedTable, rows: Mapping[str, str], values: pd.DataFrame, unit: str, scale: Scale, suffix: str = ""
 ) -> list[Cell]:
-    """A cell for each row and each metric of `values` that the table has a column for.
+    """A cell for each row and each metric of `values` with a column in the table.
 
     Args:
         paper: the published table.
         rows: stem -> label.
-        values: as `last_values` gives them.
+        values: from `last_values`.
         unit: task | seed.
         scale: see `measured_cell`.
         suffix: appended to the columns' names; such a column is not the paper's.
@@ -110,19 +110,19 @@ def measured_cells(
 
 
 def table(found: Iterable[Cell], rows: Iterable[str]) -> pd.DataFrame:
-    """Cells as a frame, row by row in the order of `rows`, so that a row that lacks a column keeps its place."""
+    """Cells as a frame, in the order of `rows`; a row without some of the columns keeps its place."""
     order = {stem: place for place, stem in enumerate(rows)}
     return cells.frame(sorted(found, key=lambda cell: order[cell.method]))
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows by method, in the order that tables and figures list methods in."""
+    """The rows sorted by method, in the order of methods in tables and figures."""
     order = {stem: place for place, stem in enumerate(config.methods())}
     return frame.sort_values("method", key=lambda stems: stems.map(order), kind="stable", ignore_index=True)
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """A figure's data: a frame with the column `method` (stem), the label beside it, and its rows in the order of methods."""
+    """A figure's data: a frame with the column `method` (stem), an additional column `label`, and sorted by method."""
     data = in_order(frame.drop(columns="label", errors="ignore"))
     labels = data["method"].map({stem: method["label"] for stem, method in config.methods().items()})
     data.insert(list(data.columns).index("method") + 1, "label", labels)
@@ -130,7 +130,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def configured_rates(scale: Scale, experiment: str) -> dict[str, float]:
-    """{stem: the learning rate that the method's file names}, for the experiment that a grid of learning rates is made for."""
-    whole = config.load(scale.name)  # without the methods and tasks chosen on the command line
+    """{stem: learning rate in the method's file}, for the experiment whose learning rates the grid is used to choose."""
+    whole = config.load(scale.name)  # without the command line's selection of methods and tasks
     trained = config.runs(whole, whole.experiment(experiment)["like"])
     return {run.method: run.hyperparameters["learning_rate"] for run in trained if run.adapt["kind"] != "none"}

@@ -1,11 +1,11 @@
 """The exhibits that need no training: Table 1, every #params column, and the hyperparameters of Tables 7 and 8.
 
-They are the same at every scale, because they are counted on the paper's architectures or read from the settings of the paper
-scale; only the measured times of Table 1 depend on the machine.
+They are equal at all scales, because they are counted on the paper's architectures or read from the settings of the paper scale.
+Only the measured times of Table 1 depend on the machine.
 
     python -m ether.exhibits.exact
 
-counts the parameters and operations that tables print, so that their notebooks find them in ``results/cache``.
+counts the parameters and operations that the tables print and stores them in ``results/cache`` for the notebooks.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def _paper(printed: str) -> float:
 
 
 def parameter_cells(table: str, methods: Iterable[str]) -> list[Cell]:
-    """The column #params of a table: exact counts at the paper's architecture, whatever the scale.
+    """The column #params of a table: exact counts at the paper's architecture, equal at all scales.
 
-    `ours` follows the convention that the paper counts the row by, so that its digits can be compared; the note gives the
-    verdict, the convention, the number of parameters that are trained, and the reason for a difference.
+    `ours` uses the paper's counting convention for the row, so that the digits can be compared. The note gives the verdict, the
+    convention, the number of trained parameters, and the reason for a difference.
 
     Args:
         table: a table of ether/paper/counts.yaml.
@@ -86,7 +86,7 @@ def parameter_cells(table: str, methods: Iterable[str]) -> list[Cell]:
 
 
 def tflops_cells(table: str, methods: Iterable[str]) -> list[Cell]:
-    """The columns of TFLOPs of Table 10: a step of Llama-2-7B on the weight side, as in Table 1, and on activations.
+    """The TFLOPs columns of Table 10: a step of Llama-2-7B on the weight side, as in Table 1, and on activations.
 
     Arguments and errors as for `parameter_cells`.
     """
@@ -109,7 +109,7 @@ def tflops_cells(table: str, methods: Iterable[str]) -> list[Cell]:
 
 
 def printed_cells() -> Iterator[Cell]:
-    """Every cell that Table 1 prints, counted as the paper counts; and a second reading where a cell has one."""
+    """Every printed cell of Table 1, counted with the paper's convention, and with a second interpretation if there is one."""
     for cell in efficiency.published_tflops().itertuples():
         label, unit = config.label(cell.method), "" if cell.column.endswith("TFLOPs") else " %"
         first = f"{_compared(cell.verdict, cell.printed)} (T = {cell.tokens}, weight side)"
@@ -125,7 +125,7 @@ def printed_cells() -> Iterator[Cell]:
 
 
 def equal_length_cells(tokens: int, methods: Sequence[str] = ()) -> Iterator[Cell]:
-    """Both models at one sequence length: the paper's weight side and this package's activation side, TFLOPs and GiB."""
+    """TFLOPs and GiB of both models at one sequence length, on the weight side (paper) and on activations (this package)."""
     frame = efficiency.at_equal_length(tokens, methods)
     step = "one sequence a step; query and value adapted"
     memory = "held by a step beside a bfloat16 model: gradients, AdamW's states, saved activations"
@@ -147,7 +147,7 @@ def equal_length_cells(tokens: int, methods: Sequence[str] = ()) -> Iterator[Cel
 
 
 def measured_cells(device: str, seconds: float = 6.0) -> Iterator[Cell]:
-    """One query or value layer of each model, timed here at Table 1's sequence length, divided by LoRA's time."""
+    """Time of one query or value layer of each model on this machine at Table 1's sequence length, divided by LoRA's time."""
     from ether.measures.flops import stack
     from ether.measures.layer_time import layer_times
 
@@ -165,9 +165,9 @@ def measured_cells(device: str, seconds: float = 6.0) -> Iterator[Cell]:
 
 
 def table1(scale: Scale) -> pd.DataFrame:
-    """Table 1: TFLOPs of a fine-tuning step, as printed, at equal sequence lengths, on activations, and timed here.
+    """Table 1: TFLOPs of a fine-tuning step, as printed, at equal sequence lengths, on activations, and measured times.
 
-    All but the columns called `measured` are the same on every machine.
+    All columns except those named `measured` are equal on all machines.
     """
     import torch
 
@@ -184,10 +184,10 @@ def table1(scale: Scale) -> pd.DataFrame:
 
 
 def parameters(scale: Scale) -> pd.DataFrame:
-    """The #params of every table that has them, of Table 6's two methods, and of App. C.2's control encoder.
+    """The #params of every table with this column, of Table 6's two methods, and of App. C.2's control encoder.
 
-    Beside the columns of every table: `verdict` (match, truncated, mismatch, not printed), `convention`, `architecture`,
-    `layer_set`, `trained` (what the adapter trains there), `alternatives`, `why`.
+    Additional columns: `verdict` (match, truncated, mismatch, not printed), `convention`, `architecture`, `layer_set`,
+    `trained` (the number of parameters that the adapter trains), `alternatives`, `why`.
     """
     found, further = [], []
     for table in counts.tables():
@@ -195,7 +195,7 @@ def parameters(scale: Scale) -> pd.DataFrame:
         place = f"Table {table.removeprefix('table')}" if table.startswith("table") else "App. C.2"
         several = len({row.layer_set for row in rows}) > 1
         for row in rows:
-            # A count of the whole model, of biases or of bottlenecks does not depend on a layer set.
+            # Counts of the full model, of biases or of bottlenecks do not depend on a layer set.
             whole = row.convention.startswith(("everything", "nothing", "biases", "bottleneck"))
             layers = "" if whole else row.layer_set
             note = _sentences(
@@ -234,7 +234,7 @@ def _setting(method: str, label: str, column: str, ours: float, printed: str) ->
 
 
 def table7(scale: Scale) -> pd.DataFrame:
-    """Table 7: the hyperparameters of the GLUE runs of `scale=paper`, whatever the scale of this table."""
+    """Table 7: the hyperparameters of the GLUE runs of `scale=paper`, equal at all scales."""
     paper = published.load()["table7"]
     runs = {(run.method, run.task): run for run in config.runs(config.load("paper"), "glue")}
     return cells.frame(
@@ -251,7 +251,7 @@ def table7(scale: Scale) -> pd.DataFrame:
 
 
 def table8(scale: Scale) -> pd.DataFrame:
-    """Table 8: learning rates and batch sizes of instruction tuning at `scale=paper`, whatever the scale of this table."""
+    """Table 8: learning rates and batch sizes of instruction tuning at `scale=paper`, equal at all scales."""
     paper = published.load()["table8"]
     runs = {run.method: run for run in config.runs(config.load("paper"), "instruct")}
     return cells.frame(
@@ -267,11 +267,11 @@ def table8(scale: Scale) -> pd.DataFrame:
     )
 
 
-# --- counting ahead ----------------------------------------------------------------------------------------------------
+# --- command line ------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
-    """Counts what the tables print; returns the exit status."""
+    """Counts the printed parameters and operations; returns the exit status."""
     printed = {}
     for exhibit in config.exhibits().values():
         modules = {config.experiments()[name].module for name in exhibit.experiments}

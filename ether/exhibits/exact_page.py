@@ -1,4 +1,4 @@
-"""How the exact tables are printed: in sections, each a frame of text with ours and the paper's number in one cell."""
+"""Layout of the exact tables: sections, each a frame of text with our number and the paper's in one cell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Page:
 
 def _two_decimals(value: float, column: str) -> str:
     if "rel. drop" in column:
-        return f"{round(value, 2):g}"  # the paper's have no decimals
+        return f"{round(value, 2):g}"  # the paper's values have no decimals
     return f"{value:.4f}" if column.endswith("TFLOPs / LoRA") else f"{value:.2f}"
 
 
@@ -81,7 +81,7 @@ def _text(row: Any, number: Callable[[float, str], str]) -> str:
 
 
 def sections(exhibit: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The sections of a table by heading: frames of text, a row a method, ours with the paper's cell in brackets.
+    """The sections of a table by heading: frames of text, one row per method, our number with the paper's cell in brackets.
 
     Raises:
         ConfigurationError: no such exact table.
@@ -118,28 +118,28 @@ def _parameter_lines(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def reasons(table: pd.DataFrame) -> list[str]:
-    """The reasons given for single cells: a line for each note that has one."""
+    """The reasons given for individual cells: one line per note with a reason."""
     if "why" in table:
         rows = [(f"{r.column.split(' #')[0]}, {r.label}", r.why) for r in table.itertuples() if r.why]
-    else:  # a verdict alone is one sentence, a reason is a further one
+    else:  # the first sentence is the verdict, a second one is the reason
         rows = [(f"{r.label}, {r.column}", r.note) for r in table.itertuples() if ". " in r.note]
     return [f"**{where}**: {note}" for where, note in rows if "second reading" not in where]
 
 
 def notes(exhibit: str, table: pd.DataFrame) -> list[str]:
-    """How the table was made, and the reasons given for single cells. Raises ConfigurationError as `sections` does."""
+    """How the table was computed, and the reasons for individual cells. Raises ConfigurationError as `sections` does."""
     return [*_page(exhibit).notes, *reasons(table)]
 
 
 def title(exhibit: str) -> str:
-    """'Table 1: TFLOPs of …' for a table of the paper, the title in exhibits.yaml for another."""
+    """'Table 1: TFLOPs of …' for a table of the paper; otherwise the title in exhibits.yaml."""
     if exhibit in published.load():
         return f"Table {exhibit.removeprefix('table')}: {published.load()[exhibit].title}"
     return config.exhibits()[exhibit].title
 
 
 def markdown(exhibit: str, table: pd.DataFrame) -> str:
-    """The table as Markdown, in its sections, with its notes. Raises ConfigurationError as `sections` does."""
+    """The table as Markdown, with its sections and notes. Raises ConfigurationError as `sections`."""
     lines = [f"# {title(exhibit)}", ""]
     for heading, frame in sections(exhibit, table).items():
         if heading:

@@ -1,4 +1,4 @@
-"""GLUE: Table 4, and its average against the number of trained parameters."""
+"""Exhibits on GLUE: Table 4, and its average against the number of trained parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AVERAGE = "average"  # the metric of the column Avg
 
 
 def _values(scale: Scale) -> pd.DataFrame:
-    """The score of every run, the metric named after its task, and of every seed that finished all eight tasks their average."""
+    """The score of every run, with the task as the metric, and the average of every seed that finished all eight tasks."""
     section = scale.experiment("glue")
     values = common.last_values(scale, "glue", "validation", ["score"], section["select"])
     values = values.assign(metric=values["task"])
@@ -33,8 +33,8 @@ def _values(scale: Scale) -> pd.DataFrame:
 
 
 def table4(scale: Scale) -> pd.DataFrame:
-    """Table 4: GLUE. The average is the mean over the eight tasks within a seed, and its interval is taken over seeds; a method
-    that lacks a task has none."""
+    """Table 4: GLUE. The average is the mean over the eight tasks within a seed, with an interval over seeds. A method that lacks
+    a task has no average."""
     paper, values, unit = published.load()["table4"], _values(scale), common.unit_of("glue")
     methods = common.printed_methods("table4", config.chosen_methods(scale, "glue"))
     cells = parameter_cells("table4", methods)
@@ -50,15 +50,15 @@ def table4(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """What claims on Table 4 are judged by: the score of every task (metric: the task's name) and `average`."""
+    """Evidence for claims on Table 4: the score of every task (metric: the task's name) and `average`."""
     return common.evidence_of(_values(scale))
 
 
 def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
     """The average of Table 4 against #params.
 
-    Where no method has an average, because only some tasks were run, the mean of the columns that every method has takes its
-    place, without an interval.
+    If no method has an average, because only some tasks were run, the mean of the columns that all methods have is used instead,
+    without an interval.
     """
     from ether.exhibits import plots
 

@@ -1,4 +1,4 @@
-"""Figures 1 and 2: illustrations of the transformations, computed by `ether.reflection`. They are the same at every scale."""
+"""Figures 1 and 2: illustrations of the transformations, computed with `ether.reflection`. They are equal at all scales."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANGLES = {"x": 60, "u": 35, "v": -85}
 
 
 def _unit(degrees: float) -> torch.Tensor:
-    """(2,): the vector of length 1 at an angle."""
+    """The unit vector at an angle, of shape (2,)."""
     import torch
 
     angle = math.radians(degrees)
@@ -67,7 +67,7 @@ def reflected_vectors() -> pd.DataFrame:
 
 
 def figure1(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 1: a vector reflected by ETHER, and moved by the two hyperplanes of ETHER+; the data are its arrows."""
+    """Figure 1: a vector transformed by ETHER and by ETHER+; the data are its arrows."""
     from matplotlib.patches import Circle
 
     data = reflected_vectors()
@@ -154,10 +154,10 @@ BLOCK_COLOURS = ("#2e86c1", "#27ae60", "#c0392b")
 
 
 def block_scheme() -> pd.DataFrame:
-    """The numbers of Figure 2, a row an entry: `part`, `block` (-1 outside the n blocks), `row`, `column`, `value`.
+    """The numbers of Figure 2, one row per entry: `part`, `block` (-1 outside the n blocks), `row`, `column`, `value`.
 
-    Parts: `H`, the dense block-diagonal matrix; `W`; `HW`, their product; `blocks`, each H_i W_i alone; `reflect`, the
-    same by `ether.reflection.reflect`, which builds no matrix.
+    Parts: `H`, the dense block-diagonal matrix; `W`; `HW`, their product; `blocks`, the separate products H_i W_i; `reflect`,
+    the same computed with `ether.reflection.reflect`, which builds no matrix.
     """
     import torch
 
@@ -189,7 +189,7 @@ def _matrix(data: pd.DataFrame, part: str) -> np.ndarray:
 
 
 def block_scheme_summary(data: pd.DataFrame) -> list[str]:
-    """Two results of Figure 2's numbers: the products are equal up to rounding, and the operations that each needs."""
+    """A summary of Figure 2: the products are equal up to rounding, and the number of operations of each."""
     d, f, n = (SCHEME[key] for key in "dfn")
     whole = _matrix(data, "HW")
     differences = [np.abs(_matrix(data, part) - whole).max() for part in ("blocks", "reflect")]

@@ -1,4 +1,4 @@
-"""Instruction tuning: Tables 5 and 10, and the score against the learning rate."""
+"""Exhibits on instruction tuning: Tables 5 and 10, and the score against the learning rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ether.paper import published
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCORE = "score"  # the mean of the benchmarks, as the runs measure it
+SCORE = "score"  # the metric with the mean of the benchmarks
 # The panels of the figure of learning rates, by metric.
 PANELS = {SCORE: "mean of the benchmarks", "mmlu": "MMLU", "arc": "ARC", "tru1": "Tru-1", "tru2": "Tru-2"}
 
@@ -46,9 +46,9 @@ def table5(scale: Scale) -> pd.DataFrame:
 
 
 def table10(scale: Scale) -> pd.DataFrame:
-    """Table 10: ETHER+, and ETHER that its caption names, by number of blocks; TFLOPs as in Table 1.
+    """Table 10: ETHER+ and, as named in its caption, ETHER by number of blocks; TFLOPs as in Table 1.
 
-    Rows of the paper that this scale cannot run (a block wider than the layer) have a dash.
+    Rows of the paper that cannot be run at this scale (a block is wider than the layer) have a dash.
     """
     of_the_paper = published.load()["table10"].methods
     chosen = config.chosen_methods(scale, "instruct")
@@ -62,7 +62,7 @@ def table10(scale: Scale) -> pd.DataFrame:
 
 
 def blocks(scale: Scale) -> pd.DataFrame:
-    """Numbers of diagonal blocks of the methods of Table 10: a row a method, in the paper's model and in this scale's."""
+    """Numbers of diagonal blocks of the methods of Table 10, one row per method, in the paper's model and in this scale's."""
     here, _ = runs.read(scale, "instruct")
     found = here.dropna(subset="blocks").drop_duplicates("method").set_index("method")["blocks"]
     methods = config.methods()
@@ -76,12 +76,12 @@ def blocks(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """What claims on Tables 5 and 10 are judged by: the columns' metrics on the reported split."""
+    """Evidence for claims on Tables 5 and 10: the columns' metrics on the reported split."""
     return common.evidence_of(_values(scale, exhibit))
 
 
 def batch_size_check(scale: Scale) -> pd.DataFrame:
-    """Scores of the untrained model at two batch sizes of the evaluation: a row a metric, columns `first` and `second`.
+    """Scores of the untrained model at two batch sizes of the evaluation: one row per metric, columns `first` and `second`.
 
     Empty where the base model was not run.
     """
@@ -119,7 +119,7 @@ def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
 
 
 def rate_grid(scale: Scale) -> pd.DataFrame:
-    """Scores of the grid of learning rates on the tuning splits, made here or committed, for `ether.analysis.rates.choose`."""
+    """Scores of the grid of learning rates on the tuning splits, run here or committed, for `ether.analysis.rates.choose`."""
     grid = _grid(scale, or_published=True)
     return grid[grid["metric"] == SCORE].reset_index(drop=True)
 
@@ -154,5 +154,5 @@ def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
 
 
 def chosen_rates(data: pd.DataFrame) -> pd.DataFrame:
-    """The best rate of every method from the figure's data (see `ether.analysis.rates.choose`)."""
+    """The best learning rate of every method from the figure's data (see `ether.analysis.rates.choose`)."""
     return rates.choose(data[data["metric"] == SCORE])

@@ -1,4 +1,4 @@
-"""The shared cells of the experiments' notebooks: what the runs of a job measured, cost, and come from."""
+"""The shared cells of the experiments' notebooks: measured values, cost and provenance of a job's runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ether.exhibits.render import text_table
 if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
 
-# What tells apart the runs of a job, in the order of the tables' index; constant ones are left out.
+# Columns that distinguish the runs of a job, in the order of the tables' index; constant ones are omitted.
 KEYS = ("label", "task", "learning_rate", "rate_factor", "seed")
 
 
@@ -31,15 +31,15 @@ def measured(
     columns: str = "metric",
     by_step: bool = False,
 ) -> pd.DataFrame:
-    """The values of a split: a row a run, a column a metric.
+    """The values of a split: one row per run, one column per metric.
 
     Args:
         runs: as `ether.run.run_job` returns them.
         metrics: the same.
-        split: as the experiment names it.
+        split: name of the split in the experiment.
         first: metrics that come first, in this order.
-        columns: what the columns are, metric | task; for `task` the values are those of the metric `score`.
-        by_step: a row a run and step, instead of the last step of the split.
+        columns: metric | task; for `task` the values are those of the metric `score`.
+        by_step: one row per run and step, instead of the last step of the split.
     """
     keys = [key for key in _identified(runs) if key != columns]
     values = metrics[metrics["split"] == split].drop(columns="task").sort_values("step", kind="stable")
@@ -53,7 +53,7 @@ def measured(
 
 
 def unfinished(runs: pd.DataFrame) -> pd.DataFrame | Markdown:
-    """The runs that did not finish, with the reason."""
+    """The runs that did not finish, with their reasons."""
     from IPython.display import Markdown
 
     found = runs.loc[runs["status"] != "finished", [*_identified(runs, ("label", "task", "seed")), "status", "reason"]]
@@ -84,8 +84,8 @@ def losses(runs: pd.DataFrame, metrics: pd.DataFrame) -> Image | Markdown:
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the runs of each method cost: number of runs, parameters with a gradient in this scale's model (head included), steps,
-    seconds a run and of them training, and peak memory in MiB."""
+    """Cost of the runs of each method: number of runs, parameters with a gradient in this scale's model (including the head),
+    steps, seconds per run in total and in training, and peak memory in MiB."""
     found = runs.groupby("label", sort=False).agg(
         runs=("run_id", "size"),
         trainable_parameters=("trainable_parameters", "max"),
@@ -99,7 +99,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def origin(runs: pd.DataFrame) -> HTML:
-    """Where the numbers come from: model, data, machine, versions and commit of the first run."""
+    """Provenance of the numbers: model, data, machine, versions and commit of the first run."""
     from IPython.display import HTML
 
     first = runs.iloc[0]

@@ -1,4 +1,4 @@
-"""Random transformations at chosen distances from the identity: Figure 3."""
+"""Exhibit on random transformations at chosen distances from the identity: Figure 3."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ether.analysis import runs
 from ether.analysis.claims import MetricInfo
 from ether.config import Scale
 from ether.exhibits import common
-from ether.exhibits.subject import caption as caption  # the experiments share data and sampling
+from ether.exhibits.subject import caption as caption  # both experiments have the same data and sampling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SPLIT = "perturbation"  # a step is the number of a distance
+SPLIT = "perturbation"  # its steps are the numbers of the distances
 METRICS = {"dino_same": MetricInfo("similarity to the unperturbed image")}
 
 
 def _perturbations(scale: Scale) -> pd.DataFrame:
-    """A row a run, step and metric: `distance` is ||T - I||_F a layer and side."""
+    """One row per run, step and metric; `distance` is ||T - I||_F per layer and side."""
     of_runs, metrics = runs.read(scale, "perturbation")
     values = metrics[metrics["split"] == SPLIT].merge(of_runs[["run_id", "method", "adapt_kind", "seed", "status"]])
     distance = values[values["metric"] == "distance"].set_index(["run_id", "step"])["value"].rename("distance")
@@ -31,20 +31,20 @@ def _perturbations(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """What claims on Figure 3 are judged by: every metric at the greatest distance that a run has."""
+    """Evidence for claims on Figure 3: every metric at the greatest distance of each run."""
     data = _perturbations(scale)
     return common.evidence_of(data[data["distance"] == data.groupby("run_id")["distance"].transform("max")])
 
 
 def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 3: images under random transformations of growing distance, and how similar they stay to the unperturbed image."""
+    """Figure 3: images under random transformations of increasing distance, and their similarity to the unperturbed image."""
     from ether.exhibits.plots import curves, legend_beside, row_name, samples, show_image
     from ether.exhibits.style import new_figure, style
 
     data = _perturbations(scale)
     first = data[data["seed"] == data["seed"].min()]
     stems = list(first["method"].unique())
-    column = first["distance"].round(2)  # one column for 1.41 and the square root of 2
+    column = first["distance"].round(2)  # the same column for 1.41 and the square root of 2
     distances = sorted(column.unique())
     figure = new_figure(1.05 * len(distances) + 1.6, 1.12 * len(stems) + 3.1)
     parts: Any = figure.subfigures(2, 1, height_ratios=[len(stems), 2.2])
@@ -54,7 +54,7 @@ def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         of_method = first[first["method"] == stem]
         for axes, distance in zip(row, distances, strict=True):
             found = of_method[column[of_method.index] == distance]
-            if found.empty:  # a distance that the method cannot have
+            if found.empty:  # the method cannot have this distance
                 axes.axis("off")
             else:
                 run, step = str(found["run_id"].iloc[0]), int(found["step"].iloc[0])

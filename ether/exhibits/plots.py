@@ -1,4 +1,4 @@
-"""Parts of figures that several exhibits share: curves over runs, labelled points, and images that the runs saved."""
+"""Shared parts of figures: curves over runs, labelled points, and images saved by runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
-    """Mean and 95 % interval of `value` against `x` for every method, with the single runs as faint points.
+    """Mean and 95 % interval of `value` against `x` for every method, with the individual runs as faint points.
 
     Args:
-        axes: where to plot.
-        data: columns method, task, seed, value and the one that `x` names.
+        axes: the axes to plot on.
+        data: columns method, task, seed, value and the column `x`.
         x: the column on the horizontal axis.
         unit: of the interval, task | seed.
     """
@@ -45,7 +45,7 @@ def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
 
 
 def legend_beside(axes: Any) -> None:
-    """The legend at the right of a panel."""
+    """A legend to the right of a panel."""
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
@@ -53,11 +53,11 @@ def legend_beside(axes: Any) -> None:
 
 
 def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
-    """Scores against the number of trained parameters on a logarithmic axis, each point with its interval and its method's name.
+    """Scores against the number of trained parameters on a logarithmic axis, with intervals and names of methods.
 
     Args:
-        points: columns method (stem), parameters, score, low and high; methods without a score or parameters are left out.
-        score: what the score is, for the axis.
+        points: columns method (stem), parameters, score, low and high; methods without a score or parameters are omitted.
+        score: label of the vertical axis.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -81,8 +81,8 @@ def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
 
 
 def _label_points(axes: Any, points: pd.DataFrame) -> None:
-    """Names in a column at the right edge, in the order of the scores, each joined to its point by a thin line, so that they stay
-    legible where points overlap."""
+    """Names in a column at the right edge, in the order of the scores, each connected to its point by a thin line. The names
+    remain legible if points overlap."""
     if points.empty:
         return
     low, high = axes.get_ylim()
@@ -105,7 +105,7 @@ def _label_points(axes: Any, points: pd.DataFrame) -> None:
 def spread_out(heights: Sequence[float], step: float, low: float, high: float) -> list[float]:
     """Heights in the same order, at least `step` apart and as near to the given ones as possible, moved into [low, high].
 
-    The nearest in the sense of least squares: neighbours that are too close form a group, which is centred on its members.
+    The result minimises the sum of squared displacements: neighbours that are too close form a group centred on its members.
 
     Args:
         heights: in ascending order, and few enough to fit between low and high.
@@ -131,12 +131,12 @@ def samples(scale: Scale, experiment: str, run_id: str, inner: str = "") -> tupl
     """The images that a run saved in ``samples/<experiment>/<job>/<run id>``.
 
     Args:
-        scale: where they are, see `Scale.samples_folder`.
+        scale: its `Scale.samples_folder` contains the images.
         experiment, run_id: of the run.
         inner: a folder in the run's.
 
     Returns:
-        Their folder, and for each image `file`, `prompt` and `half` (selection | report); no image where the run saved none.
+        Their folder, and for each image `file`, `prompt` and `half` (selection | report); no image if the run saved none.
     """
     base = scale.samples_folder / experiment
     folder = next(base.glob(f"*/{run_id}"), base / run_id) / inner
@@ -145,12 +145,12 @@ def samples(scale: Scale, experiment: str, run_id: str, inner: str = "") -> tupl
 
 
 def reported_prompts(files: Sequence[dict[str, str]]) -> list[str]:
-    """The prompts that no selection used, in their order, each once."""
+    """The prompts that are not used for selection, in their order, each once."""
     return list(dict.fromkeys(file["prompt"] for file in files if file["half"] == "report"))
 
 
 def show_image(axes: Any, image: Path | np.ndarray | None, frame: str = "#bbb", width: float = 0.8) -> None:
-    """An image file, or an image (H, W, 3), in a frame; a grey square with "no image" where there is none."""
+    """An image file, or an image (H, W, 3), in a frame; a grey square with "no image" if there is none."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -168,10 +168,10 @@ def show_image(axes: Any, image: Path | np.ndarray | None, frame: str = "#bbb", 
 
 
 def row_name(axes: Any, text: str, colour: str = INK, size: float = 10) -> None:
-    """A name at the left of a row of images."""
+    """Writes a name to the left of a row of images."""
     axes.annotate(text, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=size, color=colour)
 
 
 def in_two_lines(label: str) -> str:
-    """'ETHER+ (one-sided)' with its bracket on a second line."""
+    """'ETHER+ (one-sided)' with the text in brackets on a second line."""
     return label.replace(" (", "\n(")

@@ -1,7 +1,7 @@
 """A table of cells as Markdown and as HTML.
 
-What a column is - its place, which direction is better, how many decimals it has - comes from the paper's table
-(`ether.paper.published`), for the paper's columns and for those that are only ours.
+The properties of a column (its position, the better direction, its decimals) are defined in `ether.paper.published`, for the
+paper's columns and for our additional columns.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pandas as pd
 from ether.errors import one_of
 from ether.paper.published import BEST, Column, PublishedTable
 
-# Kinds of columns in which no row is the best: what a method costs.
+# Kinds of columns that describe cost, in which no row is marked as the best.
 COSTS = ("parameters", "tflops")
-# The units of an interval, and how values inside one are combined.
+# Names of the units of an interval, and how values within a unit are combined.
 UNIT_NAMES = {"seed": "seeds", "task": "subjects"}
 COMBINED = {"seed": "", "task": " (the seeds of a subject are averaged first)"}
 NOTHING = "–"
@@ -29,7 +29,7 @@ NOTHING = "–"
 
 
 def column_order(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
-    """The columns that the cells have: the paper's in the paper's order, then ours, then those at a chosen checkpoint.
+    """The columns of the cells: the paper's in the paper's order, then additional ones, then those at a selected checkpoint.
 
     Raises:
         ConfigurationError: a column that `published.yaml` does not describe.
@@ -44,7 +44,7 @@ def column_order(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
 
 
 def number(value: float, column: Column) -> str:
-    """A number of ours: parameters in full, everything else with the column's decimals; a dash for NaN."""
+    """Our number as text: parameters in full, all others with the column's decimals; a dash for NaN."""
     if math.isnan(value):
         return NOTHING
     if column.kind == "parameters":
@@ -53,10 +53,10 @@ def number(value: float, column: Column) -> str:
 
 
 def best(paper: PublishedTable, cells: pd.DataFrame) -> dict[str, set[str]]:
-    """{column: the methods with the best value, as far as the printed decimals tell them apart}.
+    """{column: the methods with the best value at the printed decimals}.
 
-    Left out are columns of costs, columns without a direction, the rows that are no method (photographs), and columns in which
-    all methods are equal.
+    Excluded are cost columns, columns without a direction, rows that are not methods (photographs), and columns in which all
+    methods are equal.
     """
     found = {}
     methods = cells[~cells["method"].isin(paper.references) & cells["ours"].notna()]
@@ -73,7 +73,7 @@ def best(paper: PublishedTable, cells: pd.DataFrame) -> dict[str, set[str]]:
 
 
 def spread(cell: Any, column: Column) -> str:
-    """The interval of a cell, '[81.02, 82.40]'; '' where it has none."""
+    """The interval of a cell, '[81.02, 82.40]'; '' if it has none."""
     return "" if math.isnan(cell.low) else f"[{number(cell.low, column)}, {number(cell.high, column)}]"
 
 
@@ -89,7 +89,7 @@ def _rows(cells: pd.DataFrame) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
-    """How the table is read: the interval with its unit and number of units, bold type, and the kinds of its columns."""
+    """Notes for reading the table: the interval with its unit and number of units, bold type, and the kinds of its columns."""
     lines = []
     for unit, rows in cells[cells["n"] > 0].groupby("unit", sort=False):
         assert isinstance(unit, str)
@@ -120,7 +120,7 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
 
 
 def to_markdown(paper: PublishedTable, cells: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
-    """The table as Markdown: two lines a method, ours and the paper's, then the notes as a list."""
+    """The table as Markdown: two lines per method, ours and the paper's, then the notes as a list."""
     columns = column_order(paper, cells)
     top = best(paper, cells)
     lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
@@ -145,7 +145,7 @@ def _small(text: str, colour: str) -> str:
 
 
 def _groups(paper: PublishedTable, columns: Sequence[str]) -> str:
-    """A first line of the head with the headings that stand above several columns; '' where there are none."""
+    """A first header row with the headings that span several columns; '' if there are none."""
     groups = [("" if name.endswith(BEST) else paper.column(name).group) for name in columns]
     if not any(groups):
         return ""
@@ -155,7 +155,7 @@ def _groups(paper: PublishedTable, columns: Sequence[str]) -> str:
 
 
 def to_html(paper: PublishedTable, cells: pd.DataFrame) -> str:
-    """The table for a notebook: our mean, under it its interval, under that the paper's number, grey where it cannot be compared.
+    """The table for a notebook: our mean, its interval below, then the paper's number, in grey if it cannot be compared.
 
     A cell's note and its number of units are its tooltip.
     """
@@ -192,7 +192,7 @@ _TEXT = "text-align:left;vertical-align:top;padding:4px 9px;border-bottom:1px so
 
 
 def text_table(frame: pd.DataFrame) -> str:
-    """A frame of text as an HTML table, left-aligned, without its index; a line feed starts a new line."""
+    """A frame of text as a left-aligned HTML table without index; line feeds become line breaks."""
     head = "".join(f"<th style='{_TEXT}'>{html.escape(str(name))}</th>" for name in frame.columns)
     rows = [
         "".join(f"<td style='{_TEXT}'>{html.escape(str(value)).replace(chr(10), '<br>')}</td>" for value in row)

@@ -1,4 +1,4 @@
-"""Making a table or figure, and the cells that the notebooks of all exhibits share.
+"""Creates a table or figure, and provides the cells shared by the notebooks of all exhibits.
 
 In a notebook::
 
@@ -7,7 +7,7 @@ In a notebook::
     exhibit = report.make("table4", scale, overrides)
     exhibit.banner()
 
-Each method of `Report` returns something that a notebook displays.
+Each method of `Report` returns an object that a notebook displays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
     from matplotlib.figure import Figure
 
-# The hyperparameters of the table of hyperparameters, where a method has them.
+# The hyperparameters shown in the table of hyperparameters, if a method has them.
 HYPERPARAMETERS = (
     "learning_rate", "batch_size", "accumulation", "epochs", "max_steps", "evaluations", "schedule", "warmup", "warmup_steps",
     "weight_decay", "max_grad_norm", "dropout", "max_length",
@@ -47,16 +47,16 @@ HYPERPARAMETERS = (
 
 
 def make(exhibit: str, scale_name: str = "small", overrides: Mapping[str, Any] | None = None) -> Report:
-    """Makes a table or figure and writes its files.
+    """Creates a table or figure and writes its files.
 
     Args:
         exhibit: an id of ``workflow/exhibits.yaml``.
         scale_name: a file of ``workflow/scales``.
-        overrides: what ``--config`` sets beside the scale.
+        overrides: further settings of ``--config``.
 
     Returns:
-        The exhibit, after ``results/<scale>/tables/<id>.{parquet,csv,md}`` or ``figures/<id>.{png,pdf,parquet}``, and
-        ``<id>.claims.parquet`` beside it, were written.
+        The exhibit. Its files ``results/<scale>/tables/<id>.{parquet,csv,md}`` or ``figures/<id>.{png,pdf,parquet}``, and
+        ``<id>.claims.parquet`` in the same folder, have been written.
 
     Raises:
         ConfigurationError: an unknown exhibit, scale or override, or a module without the exhibit's function.
@@ -87,7 +87,7 @@ def _paper_table(entry: ExhibitEntry) -> published.PublishedTable:
 
 
 def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFrame:
-    """The claims on an exhibit, judged; a frame without rows where there are none."""
+    """The verdicts on an exhibit's claims; a frame without rows if it has none."""
     found: Sequence[claims.Claim] = ()
     if importlib.util.find_spec(f"ether.paper.claims.{entry.module}"):
         every = importlib.import_module(f"ether.paper.claims.{entry.module}").CLAIMS
@@ -114,19 +114,19 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
     return claims.judge(found, evidence, units.pop(), metrics=metrics, labels=labels, paper=printed)
 
 
-# --- a made exhibit --------------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Report:
-    """A table or figure that was made, and the notebook cells on it."""
+    """A table or figure, and its notebook cells."""
 
     entry: ExhibitEntry
     settings: Scale
     module: ModuleType  # of ether.exhibits
     data: pd.DataFrame  # the cells of a table (`ether.analysis.cells`), or the numbers of a figure
     figure: Figure | None
-    judged: pd.DataFrame  # its claims, with the columns of `ether.analysis.claims.COLUMNS`
+    judged: pd.DataFrame  # the judged claims, with the columns of `ether.analysis.claims.COLUMNS`
 
     # --- files ---
 
@@ -139,7 +139,7 @@ class Report:
 
     @property
     def paper(self) -> published.PublishedTable:
-        """The paper's table, or the one whose columns this table has.
+        """The paper's table, or the table whose columns this exhibit uses.
 
         Raises:
             ConfigurationError: neither is a table of the paper.
@@ -147,13 +147,13 @@ class Report:
         return _paper_table(self.entry)
 
     def write(self) -> None:
-        """Writes the exhibit's files, each under a temporary name that is then replaced."""
+        """Writes the exhibit's files, each under a temporary name that is then renamed."""
         files = {file.name.removeprefix(f"{self.entry.id}."): file for file in self.entry.files(self.settings.results)}
         results.write_parquet(self.data, files["parquet"])
         if self.figure is not None:
-            for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # without a date the file is reproducible
-                with results.atomic(files[ending]) as temporary:
-                    self.figure.savefig(temporary, format=ending, dpi=300, metadata=metadata)
+            for extension, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # reproducible without a date
+                with results.atomic(files[extension]) as temporary:
+                    self.figure.savefig(temporary, format=extension, dpi=300, metadata=metadata)
         else:
             results.write_text(self.data.to_csv(index=False), files["csv"])
             results.write_text(self._markdown(), files["md"])
@@ -170,7 +170,7 @@ class Report:
         notes += [f"Protocol: {line}" for line in self.settings.protocol(*self.entry.experiments)]
         return render.to_markdown(self.paper, self.data, self.title, notes)
 
-    # --- what it reads ---
+    # --- runs ---
 
     @functools.cached_property
     def _read(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -193,7 +193,7 @@ class Report:
     # --- cells ---
 
     def banner(self) -> Markdown:
-        """Scale, number of runs, seeds, machine, and whether the paper's numbers can be compared."""
+        """Scale, number of runs, seeds, machine, and whether the paper's numbers are comparable."""
         runs, scale = self.runs, self.settings
         ended = runs.loc[runs["status"] != "finished", "status"].value_counts()
         minutes = runs["wall_seconds"].sum() / 60
@@ -211,15 +211,15 @@ class Report:
         return _markdown(text)
 
     def table(self) -> HTML:
-        """The table: ours, its interval, and the paper's number."""
+        """The table: our numbers with intervals, and the paper's numbers."""
         return _html(render.to_html(self.paper, self.data))
 
     def reading_guide(self) -> Markdown:
-        """How the table is read: interval, unit and number of units, bold type, kinds of columns."""
+        """Explanation of the table: interval, unit and number of units, bold type, kinds of columns."""
         return _list(render.reading_guide(self.paper, self.data))
 
     def picture(self, figure: Figure | None = None) -> Image:
-        """The exhibit's figure, or another one, as an image.
+        """The exhibit's figure, or another figure, as an image.
 
         Raises:
             ConfigurationError: the exhibit is a table and no figure was given.
@@ -235,10 +235,10 @@ class Report:
         return Image(data=stream.getvalue(), format="png", width=width)
 
     def claims(self) -> HTML | Markdown:
-        """What the paper claims of the exhibit, judged.
+        """The verdicts on the paper's claims about the exhibit.
 
-        For each claim: the verdict, the effect with its interval, the tests for and against, what the paper's digits give, and
-        how many further units would decide what is undecided.
+        For each claim: the verdict, the effect with its interval, the tests for and against, the verdict of the paper's digits,
+        and the number of additional units that would decide an undecided claim.
         """
         if self.judged.empty:
             return _markdown("No claim is judged with this exhibit.")
@@ -246,7 +246,7 @@ class Report:
         return _html(render.text_table(pd.DataFrame(rows)))
 
     def parameter_counts(self) -> HTML:
-        """How the numbers of the column #params are counted, and how they compare with the paper's digits."""
+        """The counting conventions of the column #params, and the comparison with the paper's digits."""
         rows = self.data[self.data["column"] == "#params"]
         frame = pd.DataFrame(
             {
@@ -259,11 +259,11 @@ class Report:
         return _html(render.text_table(frame))
 
     def protocol(self) -> Markdown:
-        """What differs from the paper's protocol at this scale."""
+        """Differences from the paper's protocol at this scale."""
         return _list(self.settings.protocol(*self.entry.experiments))
 
     def caption(self) -> Markdown:
-        """What is behind a figure of images, where its module describes it."""
+        """The data of a figure of images, if its module describes them."""
         return _markdown(self.module.caption(self.entry.id, self.settings))
 
     def hyperparameters(self) -> pd.DataFrame:
@@ -279,10 +279,10 @@ class Report:
         return frame.loc[:, (frame != render.NOTHING).any()].rename_axis("method")
 
     def learning_rates(self) -> HTML | Markdown:
-        """The grid of learning rates that the rates in the methods' files were chosen from, made here or committed.
+        """The grid of learning rates from which the rates in the methods' files were chosen, run here or committed.
 
-        Scores of the grid, then for each method the best rate, its score, whether it is at the grid's edge, and the rate that the
-        method's file names with its score.
+        Scores of the grid, then for each method the best rate, its score, whether it is at the grid's edge, and the rate in the
+        method's file with its score.
         """
         try:
             grid = self.module.rate_grid(self.settings)
@@ -299,7 +299,7 @@ class Report:
         return found.sort_index(key=lambda labels: labels.map(lambda label: order.get(label, len(order))), kind="stable")
 
     def origin(self) -> HTML:
-        """Where the numbers come from: model, data, machine, versions and commit."""
+        """Provenance of the numbers: model, data, machine, versions and commit."""
         return job_report.origin(self.runs)
 
 
@@ -342,7 +342,7 @@ def _claim_line(row: Any) -> dict[str, str]:
 
 
 def _range(values: Sequence[Any]) -> str:
-    """One value, or the least and the greatest of several numbers, or all of several words; a dash where there is none."""
+    """One value, or the minimum and maximum of several numbers, or all of several words; a dash if there is none."""
     distinct = list(dict.fromkeys(value for value in values if value is not None))
     if not distinct:
         return render.NOTHING
@@ -355,7 +355,7 @@ def _range(values: Sequence[Any]) -> str:
 
 
 def _grid_table(grid: pd.DataFrame) -> str:
-    """Mean scores of a grid of learning rates: a row a method, a column a rate."""
+    """Mean scores of a grid of learning rates: one row per method, one column per rate."""
     tried = grid[grid["learning_rate"].notna()]
     wide = tried.pivot_table(index="label", columns="learning_rate", values="value", sort=False).sort_index(axis=1)
     text = wide.map(_score).rename(columns=lambda rate: f"{rate:g}").rename_axis("score at learning rate")

@@ -1,4 +1,4 @@
-"""Colours, markers and the canvas of the figures: a method looks the same in all of them."""
+"""Colours, markers and the canvas of the figures. A method has the same style in all figures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 INK, GREY, ALERT = "#333333", "#777777", "#c0392b"
 
-# Prefix of a method's stem -> colour and marker; the longest prefix counts. A family keeps its colour whatever the rank or
-# the number of blocks, and can be read without colour by its marker.
+# Prefix of a method's stem -> colour and marker; the longest prefix applies. A family has one colour for all ranks and numbers
+# of blocks, and its marker identifies it without colour.
 FAMILIES = {
     "ether-plus-one-sided": ("#f1948a", "d"),
     "ether-plus": ("#c0392b", "D"),
@@ -29,13 +29,13 @@ OTHER = ("#7f8c8d", ".")
 
 
 def _family(stem: str) -> str:
-    """The longest prefix of FAMILIES that a stem has: all of it, or up to a hyphen. '' where there is none."""
+    """The longest key of FAMILIES that equals a stem or its beginning up to a hyphen; '' if there is none."""
     known = [prefix for prefix in FAMILIES if stem == prefix or stem.startswith(f"{prefix}-")]
     return max(known, key=len, default="")
 
 
 def style(stem: str) -> tuple[str, str]:
-    """Colour and marker of a method, by the stem of its file."""
+    """Colour and marker of a method, given the stem of its file."""
     return FAMILIES.get(_family(stem), OTHER)
 
 
@@ -52,7 +52,7 @@ def dashes(stems: Iterable[str]) -> dict[str, str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, in the style of all figures of the package."""
+    """An empty figure in the common style; width and height in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""Subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7 (left), 8 and 9.
+"""Exhibits on subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7 (left), 8 and 9.
 
-Columns of the tables are measured after the last step on all prompts (split `validation`); those that end in ", best" at the
-evaluation with the best score on one half of the prompts, and measured on the other half (split `best`).
+Columns of the tables are measured after the last step on all prompts (split `validation`). For columns that end in ", best",
+the evaluation is selected by the score on one half of the prompts, and measured on the other half (split `best`).
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ METRICS = {
 
 
 def _photographs(scale: Scale, experiment: str, metrics: list[str]) -> pd.DataFrame:
-    """The photographs of each subject compared with one another: the same for every run, so one row a subject and metric."""
+    """The photographs of each subject compared with one another. Equal for all runs: one row per subject and metric."""
     values = common.last_values(scale, experiment, REAL, metrics).dropna(subset="value")
     once = values.drop_duplicates(["task", "metric"])
     return once.assign(method=PHOTOGRAPHS, adapt_kind="none", seed=0, status="finished", reason="")
 
 
 def _values(exhibit: str, scale: Scale, experiment: str) -> pd.DataFrame:
-    """The values of a table's columns after the last step, and those of the photographs where the table has such a row."""
+    """The values of a table's columns after the last step, and those of the photographs if the table has this row."""
     paper = published.load()[exhibit]
     metrics = list(common.metric_columns(paper))
     found = common.last_values(scale, experiment, LAST, metrics)
@@ -58,11 +58,11 @@ def _values(exhibit: str, scale: Scale, experiment: str) -> pd.DataFrame:
 
 
 def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
-    """A table over all its experiments: each fills the columns that it measured.
+    """A table over all its experiments; each experiment provides the columns that it measures.
 
     Args:
         exhibit: its id.
-        scale: whose runs.
+        scale: the scale of the runs.
         only_printed: only the paper's rows, or every method of the experiments that the table prints.
     """
     paper = published.load()[exhibit]
@@ -102,7 +102,7 @@ def table11(scale: Scale) -> pd.DataFrame:
 
 
 def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
-    """The values of a table for each subject, averaged over seeds: a row a method, columns (column of the table, subject)."""
+    """The values of a table for each subject, averaged over seeds: one row per method, columns (table column, subject)."""
     paper = published.load()[exhibit]
     columns = common.metric_columns(paper)
     values = evidence(exhibit, scale)
@@ -114,7 +114,7 @@ def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """Scores of the grid of Figure 4 on the half of the prompts that is never reported, for `ether.analysis.rates.choose`.
 
-    The score is the mean of what the scale selects by. Read from the runs made here, or from those that are committed.
+    The score is the mean of the scale's selection metrics. It is read from the runs of this scale, or from the committed runs.
     """
     grid = common.in_order(runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True))
     configured = common.configured_rates(scale, "subject_rates")
@@ -122,7 +122,7 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """What claims on an exhibit of this module are judged by.
+    """Evidence for claims on an exhibit of this module.
 
     Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
     rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`.
@@ -141,7 +141,7 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
 
 def caption(exhibit: str, scale: Scale) -> str:
-    """Subjects, seeds, training and sampling behind a figure, as one paragraph."""
+    """Subjects, seeds, training and sampling of a figure, as one paragraph."""
     [experiment] = config.exhibits()[exhibit].experiments
     of_runs, _ = runs.read(scale, experiment)
     section = scale.experiment(experiment)
@@ -189,7 +189,7 @@ def _energies(scale: Scale) -> pd.DataFrame:
 
 
 def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 7 (left): how much fine-tuning changes the hyperspherical energy."""
+    """Figure 7 (left): the change of the hyperspherical energy by fine-tuning."""
     from ether.exhibits.plots import in_two_lines
     from ether.exhibits.style import GREY, new_figure, style
 
@@ -215,14 +215,14 @@ def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         axes.set_xticks(range(len(stems)), names, rotation=35, ha="right", fontsize=9)
         axes.set_title(title, fontsize=11)
     panels[0].set_ylabel("relative change of\nhyperspherical energy")
-    edge = panels[1].get_yaxis_transform()  # beside the panel, because the bars would hide it
+    edge = panels[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
     panels[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
     return figure, data
 
 
 def _factors(scale: Scale) -> pd.DataFrame:
-    """A row a run: method, learning rate, factor, task, seed and status; and the scores `dino`, `clip_t` and `background`, which
-    are NaN where the run saved no images."""
+    """One row per run: method, learning rate, factor, task, seed and status, and the scores `dino`, `clip_t` and `background`,
+    which are NaN if the run saved no images."""
     scores = ["dino", "clip_t", "background"]
     values = runs.measured(scale, "subject_factors", LAST, scores)
     keys = [column for column in runs.RUN_INFO if column != "reason"]
@@ -238,7 +238,7 @@ def factor_name(factor: float) -> str:
 
 
 def figure8(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 8: one prompt and noise under each method's learning rate times 0.1, 1, 10 and 100; two prompts a cell."""
+    """Figure 8: the same prompt and noise at each method's learning rate times 0.1, 1, 10 and 100; two prompts per cell."""
     from ether.exhibits.plots import in_two_lines, reported_prompts, row_name, samples
     from ether.exhibits.style import new_figure, style
 
@@ -277,7 +277,7 @@ def _first_image(folder: Path, files: list[dict[str, str]], prompt: str) -> Path
 
 
 def _factor_cell(pair: Any, run: Any, images: list[Path]) -> None:
-    """Two images of a run side by side, framed in red where the run has collapsed, with its learning rate and score below."""
+    """Two images of a run, with a red frame if the run has collapsed, and its learning rate and score below."""
     from ether.exhibits.plots import show_image
     from ether.exhibits.style import ALERT, INK
 
@@ -297,20 +297,20 @@ def _factor_cell(pair: Any, run: Any, images: list[Path]) -> None:
 
 
 def _photograph(scale: Scale, subject: str) -> Path | np.ndarray | None:
-    """The first photograph of a subject; None where the data set is not here and is not one that the project generates."""
+    """The first photograph of a subject; None if the data set is neither available nor generated by the project."""
     from ether import hub
 
     data = scale.experiment("subject")["data"]
     try:
         source = hub.data_source(data, {"mirror": scale.settings["mirror"]}, scale.results)
-    except MissingResourceError:  # figures from stored runs need no data set
+    except MissingResourceError:  # figures from stored runs do not need the data set
         return _generated_photograph(scale, subject) if data["path"].startswith(hub.WORLD) else None
     files = sorted((source.folder / "dataset" / subject).glob("*.*")) if source.folder else []
     return files[0] if files else None
 
 
 def _generated_photograph(scale: Scale, subject: str) -> np.ndarray | None:
-    """What the world of scenes writes as the first photograph of a subject."""
+    """The first photograph of a subject, rendered by the world of scenes."""
     from ether.worlds import scenes
 
     world = scale.settings["world"]["scenes"]
@@ -319,7 +319,8 @@ def _generated_photograph(scale: Scale, subject: str) -> np.ndarray | None:
 
 
 def figure9(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 9: each row one subject, prompt and noise; the columns a photograph of the subject and then the methods."""
+    """Figure 9: each row has one subject, prompt and noise; the columns are a photograph of the subject and the methods."""
+
     from ether.exhibits.plots import in_two_lines, reported_prompts, row_name, samples, show_image
     from ether.exhibits.style import INK, new_figure, style
 

@@ -1,1 +1,1 @@
-"""The experiments, one module each. They know data, models and metrics, and no method: see `ether.experiments.common`."""
+"""The experiments, one module each, independent of methods; the interface is defined in `ether.experiments.common`."""

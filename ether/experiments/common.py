@@ -1,7 +1,7 @@
-"""What an experiment is: an object ``EXPERIMENT`` in a module of `ether.experiments`, with the functions of `Experiment`.
+"""The interface of experiments: a module of `ether.experiments` has an object ``EXPERIMENT`` with the functions of `Experiment`.
 
 `ether.run` calls ``load``, adapts the model, and calls ``fit``; `ether.check` calls ``check`` and ``skeleton`` before
-anything is trained. An experiment does not know how its model is adapted.
+training. An experiment does not depend on the method that adapts its model.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ SAMPLES = "samples"
 
 @dataclass
 class Loaded(Generic[Data]):
-    """A task ready to be adapted: the pretrained model, the data, and what identifies both."""
+    """The pretrained model and the data of a task, with the fingerprints of both."""
 
     model: nn.Module
     task_type: str | None  # PEFT's
-    total_steps: int  # optimizer steps of the run
+    total_steps: int  # optimiser steps of the run
     base_model: str
     base_model_fingerprint: str
     data_name: str
     data_fingerprint: str
     dtype: str
-    data: Data  # what the experiment's `fit` needs beside the model
+    data: Data  # further inputs of the experiment's `fit`
 
 
 @dataclass
 class Fitted:
-    """What training leaves: measured values over time, and how it ended."""
+    """The result of `Experiment.fit`: measured values by step, and the status."""
 
     measurements: Rows
     steps: int
     train_seconds: float
     status: str = "finished"  # finished | diverged
-    reason: str = ""  # why it did not finish
+    reason: str = ""  # reason of a divergence
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The architecture of a run's model, without weights: enough to see whether a method can be applied to it."""
+    """The architecture of a run's model without weights, used to check whether a method can be applied to it."""
 
     key: str  # identifies the architecture: runs with equal keys have the same modules with the same shapes
     build: Callable[[], nn.Module]  # called under ``torch.device("meta")``
@@ -64,21 +64,21 @@ class Skeleton:
 
 
 class Experiment(Protocol[Data]):
-    """What an experiment module's ``EXPERIMENT`` does."""
+    """The interface of an experiment module's ``EXPERIMENT``."""
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Looks for the run's model, data and settings without loading them.
+        """Checks the run's model, data and settings without loading model or data.
 
         Args:
             spec: the run.
             results: ``results/<scale>``, the folder of generated data and rebuilt models.
 
         Raises:
-            EtherError: something is missing or wrong.
+            EtherError: a resource is missing or a setting is wrong.
         """
 
     def skeleton(self, spec: RunSpec, results: Path) -> Skeleton:
-        """The architecture of the model that `load` would load.
+        """The architecture of the model that `load` returns.
 
         Raises:
             EtherError: the model cannot be found. Its configuration is read only when ``build`` is called.
@@ -88,15 +88,15 @@ class Experiment(Protocol[Data]):
         """The pretrained model and the data of one run, on a device (cpu | cuda).
 
         Raises:
-            EtherError: something is missing or wrong.
+            EtherError: a resource is missing or a setting is wrong.
         """
 
     def fit(self, loaded: Loaded[Data], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
-        """Trains and evaluates an adapted model, starting from what an interrupted run has left.
+        """Trains and evaluates an adapted model; resumes an interrupted run from the files in `folder`.
 
         Args:
             loaded: from `load`.
-            model: its model, adapted.
+            model: the adapted model.
             spec: the run.
             folder: the run's working folder, ``…/<job>/<run id>``.
             device: cpu | cuda.
@@ -115,7 +115,7 @@ def splits_fingerprint(data: hub.Source, config: str, splits: Sequence[str]) -> 
 
 
 def experiment(module: str) -> Experiment[Any]:
-    """The experiment that a module of `ether.experiments` carries out: its object ``EXPERIMENT``.
+    """The object ``EXPERIMENT`` of a module of `ether.experiments`.
 
     Raises:
         ConfigurationError: no such module, or it has no ``EXPERIMENT``.
@@ -126,5 +126,7 @@ def experiment(module: str) -> Experiment[Any]:
         raise one_of("module", module, known, "workflow/experiments.yaml (the files of ether/experiments)")
     loaded = importlib.import_module(f"ether.experiments.{module}")
     if not hasattr(loaded, "EXPERIMENT"):
-        raise ConfigurationError(f"ether/experiments/{module}.py has no object EXPERIMENT, which carries out its runs: add it.")
+        raise ConfigurationError(
+            f"ether/experiments/{module}.py has no object EXPERIMENT with the experiment's functions: add it."
+        )
     return loaded.EXPERIMENT

@@ -1,7 +1,7 @@
-"""GLUE (Sec. 5.2.1, Table 4): eight sentence-understanding tasks, by transformers' Trainer.
+"""GLUE (Sec. 5.2.1, Table 4): eight sentence-understanding tasks, trained with transformers' Trainer.
 
-The metric of each task, as the paper reports it: MNLI matched accuracy, CoLA Matthews correlation, STS-B the average of
-Pearson and Spearman correlation, accuracy elsewhere. Values are percentages.
+Metrics as in the paper: matched accuracy for MNLI, Matthews correlation for CoLA, the average of Pearson and Spearman
+correlation for STS-B, accuracy for the other tasks. Values are percentages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ether.results import digest
 from ether.silence import quiet
 from ether.training import steps_in_all, train, training_arguments
 
-MODEL, DATA = "glue.model.path", "glue.data.path"  # settings, as messages name them
+MODEL, DATA = "glue.model.path", "glue.data.path"  # settings named in error messages
 MEASURED = ("score", "accuracy", "pearson", "spearman", "loss")
 
 
@@ -52,7 +52,7 @@ TASKS = {
 
 
 def score(metric: str, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A task's metric in percent, under the key ``score``, with its parts beside it.
+    """A task's metric in percent under the key ``score``, with its components under further keys.
 
     Args:
         metric: accuracy | matthews | pearson_spearman.
@@ -104,7 +104,7 @@ class Glue:
         return "train", spec.settings["data"].get("evaluation_split") or self._task(spec).evaluation_split
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """The model is there, and the data with its splits and columns."""
+        """Checks that the model exists, and the data with its splits and columns."""
         hub.model_source(spec.settings["model"], spec.resources, results)
         data = hub.data_source(spec.settings["data"], spec.resources, results)
         for split in self._splits(spec):
@@ -139,7 +139,7 @@ class Glue:
                 source.location,
                 num_labels=task.labels,
                 problem_type="regression" if task.labels == 1 else "single_label_classification",
-                dtype=getattr(torch, dtype),  # without it transformers 5 takes the precision of the checkpoint
+                dtype=getattr(torch, dtype),  # the default of transformers 5 is the precision of the checkpoint
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
@@ -156,7 +156,7 @@ class Glue:
         )
 
     def fit(self, loaded: Loaded[GlueData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
-        """Trains with the Trainer; evaluates ``evaluations`` times, evenly spaced, the last at the end."""
+        """Trains with the Trainer and evaluates ``evaluations`` times at equal intervals, the last time at the end."""
         task, hyper, data = self._task(spec), spec.hyperparameters, loaded.data
         every = max(1, loaded.total_steps // hyper["evaluations"])
         arguments = training_arguments(
@@ -191,11 +191,11 @@ class Glue:
 
 
 def _first(output: Any) -> np.ndarray:
-    """A model's logits, where it returns more."""
+    """The logits of a model that may return further outputs."""
     return output[0] if isinstance(output, tuple) else output
 
 
-# --- cached helpers: a job's runs share model folder, tokenizer and tokenised data ---------------------------------
+# --- cached helpers, shared by the runs of a job -------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)
@@ -206,7 +206,7 @@ def _tokenizer(source: hub.Source) -> Any:
 
 @functools.lru_cache(maxsize=32)
 def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_length: int, limit: int | None) -> Any:
-    """Token ids and labels of a split; the first ``limit`` examples after a fixed shuffle, the same for every run."""
+    """Token ids and labels of a split: the first ``limit`` examples after a fixed shuffle, identical for all runs."""
     import datasets
 
     datasets.disable_progress_bars()

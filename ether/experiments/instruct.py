@@ -1,12 +1,12 @@
 """Instruction tuning (Sec. 5.2.2, App. C.4 and D.1; Tables 5 and 10): Alpaca, then zero-shot multiple choice.
 
-A causal language model is tuned on instructions in Alpaca's format by transformers' Trainer and scored by
-lm-evaluation-harness. Settings of the section beside those every experiment has:
+A causal language model is tuned on instructions in Alpaca's format with transformers' Trainer and evaluated with
+lm-evaluation-harness. Settings of the section in addition to those of every experiment:
 
-    loss_on     prompt-and-response (the choice of the authors' released code; the paper's text is silent) or response
-    evaluation  suite: harness (its shipped prompts, on the data sets named under `benchmarks`) or facts (the small
-                world's); tasks; split: reported or tuning; batch_size; second_batch_size: a model that is not trained is
-                scored a second time with this one, to show that the batch size does not change the score
+    loss_on     prompt-and-response (as in the authors' released code; not stated in the paper) or response
+    evaluation  suite: harness (its shipped prompts, on the data sets named under `benchmarks`) or facts (those of the world
+                of facts); tasks; split: reported or tuning; batch_size; second_batch_size: a model that is not trained is
+                evaluated a second time with this batch size, to show that it does not change the score
 
 Rows: the scores of `ether.measures.language.measurements` at the last step, in the split of `evaluation` (and
 `second batch size`), and the loss in the split `train`.
@@ -33,9 +33,9 @@ from ether.results import digest
 from ether.silence import quiet
 from ether.training import Trained, steps_in_all, train, training_arguments
 
-MODEL, DATA = "instruct.model.path", "instruct.data.path"  # settings, as messages name them
+MODEL, DATA = "instruct.model.path", "instruct.data.path"  # settings named in error messages
 COLUMNS = ("instruction", "input", "output")
-# Alpaca's two prompts (Taori et al. 2023), word for word: they are part of the data's format.
+# Alpaca's two prompts (Taori et al. 2023), verbatim: they are part of the data format.
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -67,7 +67,7 @@ class Instruct:
     """The instruction-tuning experiment."""
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Model, data, columns, benchmarks and splits are there."""
+        """Checks that model, data, columns, benchmarks and splits exist."""
         settings = spec.settings
         hub.model_source(settings["model"], spec.resources, results)
         data = hub.data_source(settings["data"], spec.resources, results)
@@ -114,7 +114,7 @@ class Instruct:
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
-        model.config.use_cache = False  # of no use in training and in scoring
+        model.config.use_cache = False  # not used in training and evaluation
         sources = _benchmarks(spec, results) if evaluation["suite"] == "harness" else {}
         tasks = _tasks(tuple(sources.items()), tuple(evaluation["tasks"]), evaluation["split"], results)
         return Loaded(
@@ -130,7 +130,7 @@ class Instruct:
         )
 
     def fit(self, loaded: Loaded[InstructData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
-        """Trains with the Trainer, unless there is nothing to train, and scores the result with the harness."""
+        """Trains with the Trainer if the model has trainable parameters, and evaluates the result with the harness."""
         evaluation = spec.settings["evaluation"]
         trained: Trained | None = None
         if any(p.requires_grad for p in model.parameters()):
@@ -174,7 +174,7 @@ def _is_one_of(task: Any, names: Collection[str]) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _tasks(sources: tuple[tuple[str, hub.Source], ...], names: tuple[str, ...], split: str, results: Path) -> dict[str, Any]:
-    """The harness's tasks, loaded: those of the given data sets or, without any, of the world of facts."""
+    """The loaded tasks of the harness: those of the given data sets or, if there are none, of the world of facts."""
     if sources:
         folder = language.tasks_folder(results / "harness", dict(sources), split)
         return language.load_tasks(language.write_tasks(dict(sources), split, folder), folder)
@@ -191,7 +191,7 @@ def _benchmarks(spec: RunSpec, results: Path) -> dict[str, hub.Source]:
     return found
 
 
-# --- cached helpers: a job's runs share tokenizer and tokenised data ------------------------------------------------
+# --- cached helpers, shared by the runs of a job --------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)
@@ -200,16 +200,16 @@ def _tokenizer(source: hub.Source) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source.location, **source.pin)
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
-            f"The tokenizer of {source.name} has no end-of-sequence token, so no response could end. Choose another model."
+            f"The tokenizer of {source.name} has no end-of-sequence token, which ends a response. Choose another model."
         )
-    if tokenizer.pad_token_id is None:  # Llama's has none; padding is masked, so any token will do
+    if tokenizer.pad_token_id is None:  # Llama's has none; padding is masked, so any token can be used
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 @functools.lru_cache(maxsize=8)
 def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: int, limit: int | None) -> Any:
-    """Token ids and labels; the first ``limit`` examples after a fixed shuffle, the same for every run."""
+    """Token ids and labels: the first ``limit`` examples after a fixed shuffle, identical for all runs."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -220,7 +220,7 @@ def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: i
 
     def encode(example: Mapping[str, str]) -> dict[str, Any]:
         before = tokenizer(prompt(example), add_special_tokens=True)["input_ids"]
-        if before and before[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+        if before and before[-1] == tokenizer.eos_token_id:  # some tokenizers append it to every text
             before = before[:-1]
         after = tokenizer(example["output"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         ids = (before + after)[:max_length]
@@ -229,7 +229,7 @@ def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: i
 
     with quiet():
         encoded = examples.map(encode, remove_columns=examples.column_names, load_from_cache_file=False)
-        # A prompt that fills the whole length leaves nothing to learn from.
+        # Examples without targets are removed: their prompt fills the whole length.
         return encoded.filter(lambda e: any(label != -100 for label in e["labels"]), load_from_cache_file=False)
 
 

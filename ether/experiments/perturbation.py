@@ -1,23 +1,23 @@
-"""What random transformations of growing distance from the identity do to pictures (Sec. 4, Figure 3).
+"""Images under random transformations of increasing distance from the identity (Sec. 4, Figure 3).
 
 Nothing is trained: every adapted layer of the frozen text-to-image model gets a random transformation at a chosen
-distance ||T - I||_F, the same for all layers and sides (`ether.diffusion.perturb`), and the pictures of the same prompts
-are generated from the same noise. ETHER has only one distance, 2 sqrt(n); ETHER+ reaches sqrt(2 n) on each side; OFT
-2 sqrt(d); Naive has no bound.
+distance ||T - I||_F, the same for all layers and sides (`ether.diffusion.perturb`), and images of the same prompts
+are generated from the same noise. The distance of ETHER is always 2 sqrt(n). That of ETHER+ is at most sqrt(2 n) on each side,
+that of OFT at most 2 sqrt(d); Naive has no bound.
 
-A run's task is a subject of the data set. Its prompts are used without the made-up word, and its photographs are not
+A run's task is a subject of the data set. Its prompts are used without the subject's identifier, and its photographs are not
 used. Settings and hyperparameters are those of `ether.experiments.subject` (of the latter only ``precision``) and::
 
     perturbation: {distances: [0.25, 0.5, 1, 1.41, 2, 4, 8, 16]}
 
 Rows: one step for each distance, 0 for the unperturbed model, in the split `perturbation` with the metrics
 
-    distance                            of the transformation; transformation_distance is what was measured
-    dino_same, clip_same, lpips_same    each picture against the unperturbed model's from the same prompt and noise
-    clip_t, lpips_prompt                as in `ether.measures.images`; with a reader, the shares of the pictures with the
+    distance                            of the transformation, as chosen; transformation_distance is the measured one
+    dino_same, clip_same, lpips_same    comparison with the unperturbed model's image for the same prompt and noise
+    clip_t, lpips_prompt                as in `ether.measures.images`; with a reader, the shares of images with the
                                         attributes of their prompt
     transformation_distance..., weight_distance..., he_...      `ether.measures.geometry.summary`
-    least, most                         the distances the method can have (most is left out where there is no bound)
+    least, most                         smallest and largest distance of the method (most is absent if there is no bound)
 
 Samples are saved in ``results/<scale>/samples/<experiment>/<job>/<run id>/distance-<number>/``.
 """
@@ -49,24 +49,24 @@ OF_REAL_IMAGES = ("dino", "clip_i", "lpips_real", "score")  # metrics that compa
 
 
 class Perturbation(Subject):
-    """Figure 3: pictures under random transformations."""
+    """The experiment of Figure 3: images under random transformations."""
 
     def _without_subject(self, spec: RunSpec) -> RunSpec:
         changed = {"prompts": {"token": ""}, "prior": {"images": 0, "weight": 0.0}}
         return dataclasses.replace(spec, settings=overlay(spec.settings, changed))
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """As for the subjects."""
+        """As for the experiment on subjects."""
         super().check(self._without_subject(spec), results)
 
     def load(self, spec: RunSpec, results: Path, device: str) -> Loaded[SubjectData]:
-        """As for the subjects, without the made-up word and without the class's pictures."""
+        """As for the experiment on subjects, without identifiers and without images of the class."""
         loaded = super().load(self._without_subject(spec), results, device)
         loaded.total_steps = len(spec.settings["perturbation"]["distances"])
         return loaded
 
     def fit(self, loaded: Loaded[SubjectData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
-        """Generates and measures pictures at every distance; what an interrupted run has measured is kept."""
+        """Generates and measures images at every distance; distances that an interrupted run has measured are not repeated."""
         evaluation = loaded.data.evaluation
         samples = folder / SAMPLES
         low, high = reachable(model)
@@ -79,8 +79,8 @@ class Perturbation(Subject):
         rows: Rows = []
         reasons = []
         for step, distance in enumerate([0.0, *distances]):
-            file, place = folder / "evaluations" / f"step-{step:08d}.json", samples / f"distance-{step:02d}"
-            if file.is_file() and (place / "samples.json").is_file():
+            file, target = folder / "evaluations" / f"step-{step:08d}.json", samples / f"distance-{step:02d}"
+            if file.is_file() and (target / "samples.json").is_file():
                 rows += [tuple(row) for row in json.loads(file.read_text(encoding="utf-8"))]
                 continue
             values = {"distance": distance, "least": low} | ({"most": high} if math.isfinite(high) else {})
@@ -103,7 +103,7 @@ class Perturbation(Subject):
                     "scale": spec.scale,
                     "distance": distance,
                 }
-                save_samples(place, pictures, evaluation.prompts, evaluation.each, run_info)
+                save_samples(target, pictures, evaluation.prompts, evaluation.each, run_info)
             new: Rows = [(step, "perturbation", name, value) for name, value in values.items()]
             write_text(json.dumps(new), file)
             rows += new
@@ -112,19 +112,19 @@ class Perturbation(Subject):
 
 
 def _encoded(evaluation: Evaluation, pictures: torch.Tensor) -> Encoded:
-    """The features of pictures (N, 3, H, W), uint8, under DINO, CLIP and LPIPS."""
+    """The DINO, CLIP and LPIPS features of images (N, 3, H, W), uint8."""
     judges, floats = evaluation.judges, pictures.float() / 255
     return judges.dino.features(floats).cpu(), judges.clip.features(floats).cpu(), judges.lpips.encode(floats)
 
 
 def _compare(evaluation: Evaluation, pictures: torch.Tensor, expected: Encoded) -> dict[str, float]:
-    """The metrics of pictures that need no photographs, and their similarity to the pictures with the features `expected`."""
+    """The metrics of images that need no photographs, and the similarity to the images with the features `expected`."""
     lpips = evaluation.judges.lpips
     found = evaluation.measure(pictures)["validation"]
     dino, clip, encoded = _encoded(evaluation, pictures)
     pairs = [float(lpips.table(lpips.rows(encoded, [i]), lpips.rows(expected[2], [i]))) for i in range(len(pictures))]
-    kept = {key: value for key, value in found.items() if key not in OF_REAL_IMAGES}
-    return kept | {
+    without_real = {key: value for key, value in found.items() if key not in OF_REAL_IMAGES}
+    return without_real | {
         "dino_same": _same(dino, expected[0]),
         "clip_same": _same(clip, expected[1]),
         "lpips_same": sum(pairs) / len(pairs),

@@ -1,19 +1,19 @@
 """Subject-driven generation (Sec. 5.1.1, App. C.1, Tables 2, 6 and 11): DreamBooth on a text-to-image diffusion model.
 
-A run's task is a subject, by its folder's name in google/dreambooth's layout (`ether.diffusion.dataset`). The UNet
-learns "a photo of qwe <class>" from the subject's few photographs; prior preservation adds the loss on pictures that
-the frozen model generated for "a photo of <class>". VAE and text encoder stay frozen.
+A run's task is a subject, named after its folder in google/dreambooth's layout (`ether.diffusion.dataset`). The UNet
+is trained on a few photographs of the subject with the prompt "a photo of qwe <class>". Prior preservation adds the loss on
+images that the frozen model generated for "a photo of <class>". VAE and text encoder are frozen.
 
 For every method, learning rate and seed the samples start from the same noise (one for each image of a prompt), so
-that the pictures of two runs differ only by what was trained. The rows of each evaluation have these splits:
+that the images of two runs differ only by the trained weights. The rows of each evaluation have these splits:
 
     validation      all prompts; metrics dino, clip_i, clip_t, lpips_real, lpips_prompt (`ether.measures.images`); with a
                     reader background, colour and class (shares of the images with the attribute of their prompt); and
                     score, the mean of ``selection.metrics``. The main columns of the tables are this split at the last
                     step.
-    selection, report   the same over one half of the prompts each
+    selection, report   the same metrics over one half of the prompts each
     last, best      the values of `report` at the last step, and at the step with the highest score in `selection`. The
-                    paper selects a step by the metric it reports; with the two halves no prompt serves both purposes.
+                    paper selects a step by the reported metric; here selection and report use different prompts.
     geometry        distances and hyperspherical energies (`ether.measures.geometry.summary`)
     train           loss
     real            (step 0) the row of real images: the subject's photographs compared with one another
@@ -23,20 +23,21 @@ Samples of the last evaluation are saved in ``results/<scale>/samples/<experimen
 
 Settings of a scale (required unless a default is given here)::
 
-    model: {path, revision, weights: safetensors, resolution: null}    null: that of the pipeline
+    model: {path, revision, weights: safetensors, resolution: null}    null: resolution of the pipeline
     data: {path, revision}
     judges:
       dino: {path, revision, weights: safetensors, subfolder: ""}  weights: safetensors | bin
-      clip: the same
+      clip: as dino
       lpips: judge                                                 judge | alex
       reader: null                                                 {path, subfolder} of the reader of
                                                                    `ether.foundation.image_judges`, for the world of
                                                                    scenes only
     layers: attention
     head: []
-    prompts: {token: qwe, limit: null, live: [cat, dog]}           limit: that many of the 25, evenly spaced;
-                                                                   live: classes that get the list for live subjects
-    sampling: {steps, guidance, images_per_prompt, batch, scheduler: null, seed: 0}    null: that of the pipeline
+    prompts: {token: qwe, limit: null, live: [cat, dog]}           token: the subject's identifier; limit: number of
+                                                                   prompts, at equal intervals in the list of 25;
+                                                                   live: classes with the prompts for live subjects
+    sampling: {steps, guidance, images_per_prompt, batch, scheduler: null, seed: 0}    null: scheduler of the pipeline
     selection: {metrics: [dino, clip_t]}
     prior: {images, weight}                                        0 images: no prior preservation
 
@@ -69,18 +70,18 @@ from ether.training import Trained, checkpoint_interval, train, training_argumen
 
 @dataclasses.dataclass
 class SubjectData:
-    """What is trained on, and how the result is evaluated."""
+    """Training data and evaluation of a subject."""
 
     evaluation: Evaluation
     instances: tuple[torch.Tensor, torch.Tensor]  # (N, C, h, w) latents of the photographs, (L, D) embedding of their prompt
-    prior: tuple[torch.Tensor, torch.Tensor] | None  # the same of the class's pictures
+    prior: tuple[torch.Tensor, torch.Tensor] | None  # the same for the images of the class
 
 
 class Subject:
     """The subject-driven experiment."""
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Model, judges, pictures, prompts and scheduler are there."""
+        """Checks that model, judge models, photographs, prompts and scheduler exist."""
         hub.model_source(spec.settings["model"], spec.resources, results)
         data = hub.data_source(spec.settings["data"], spec.resources, results)
         check_judges(spec.settings["judges"], spec.resources, results)
@@ -101,7 +102,7 @@ class Subject:
         return Skeleton(digest(["unet", source.location, source.pin], 32), lambda: build_unet(source), None)
 
     def load(self, spec: RunSpec, results: Path, device: str) -> Loaded[SubjectData]:
-        """The frozen pipeline, the subject's latents, those of its class, prompts, noise and judges."""
+        """The frozen pipeline, the latents of the subject and of its class, prompts, noise and judge models."""
         settings, hyper = spec.settings, spec.hyperparameters
         source = hub.model_source(settings["model"], spec.resources, results)
         data = hub.data_source(settings["data"], spec.resources, results)
@@ -151,7 +152,7 @@ class Subject:
         )
 
     def _reference(self, spec: RunSpec, unet: nn.Module) -> dict[str, torch.Tensor] | None:
-        """The pretrained weights of the layers that PEFT types adapt, for methods that train weights in place."""
+        """Copies of the pretrained weights of the adapted layers, for methods that train weights in place."""
         if spec.adapt["kind"] == "peft":
             return None
         pattern = re.compile(layer_set("unet", spec.settings["layers"]))
@@ -162,7 +163,7 @@ class Subject:
         }
 
     def fit(self, loaded: Loaded[SubjectData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
-        """Trains with the Trainer and evaluates ``evaluations`` times, evenly spaced, the last at the end."""
+        """Trains with the Trainer and evaluates ``evaluations`` times at equal intervals, the last time at the end."""
         hyper, evaluation = spec.hyperparameters, loaded.data.evaluation
         every = max(1, loaded.total_steps // hyper["evaluations"])
         interval = checkpoint_interval(hyper, loaded.total_steps)
@@ -217,7 +218,7 @@ class Subject:
             folder / "checkpoints",
             device,
             logging_steps=max(1, callback.every // 4),
-            train_sampling_strategy="sequential",  # what is random follows from the samples' numbers
+            train_sampling_strategy="sequential",  # randomness is determined by the sample numbers
             remove_unused_columns=False,
             label_names=[],
         )

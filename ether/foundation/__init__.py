@@ -1,8 +1,8 @@
-"""The small pretrained models that the suite makes itself. They are shipped with the package and can be made again.
+"""The small foundation models that this project pretrains. They are shipped with the package and can be pretrained again.
 
-`path` gives the folder of a shipped model after every file has been checked against the model's card (`ether.foundation.card`).
-`pretrain` makes a model again, as does ``python -m ether.foundation NAME --out FOLDER``. `MODELS` names, for each model, the
-module with its function ``pretrain(out, *, seed, steps, threads)``.
+`path` returns the folder of a shipped model after every file has been checked against the model's card
+(`ether.foundation.card`). `pretrain`, or ``python -m ether.foundation NAME --out FOLDER``, pretrains a model again. `MODELS`
+names, for each model, the module with its function ``pretrain(out, *, seed, steps, threads)``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A folder is a finished model only if it has a card. `start` therefore removes an earlier card before the first file is
 written, and `write` adds the new card last.
 
-Keys of a card: ``name``, ``what`` (architecture and objective), ``command`` (makes the same model again), ``seed``, ``steps``,
+Keys of a card: ``name``, ``what`` (architecture and objective), ``command`` (reproduces the model), ``seed``, ``steps``,
 ``batch``, ``parameters``, ``hardware``, ``minutes`` (of training), ``versions``, ``scores`` (on fresh data), ``licence`` and
 ``sha256`` (relative path: digest); a model may add further keys.
 """
@@ -56,13 +56,13 @@ def write(
     Args:
         folder: the model's folder.
         name: the model's name in `ether.foundation.MODELS`.
-        what: architecture and objective, in a phrase.
+        what: short description of architecture and objective.
         seed, steps, threads: the settings of `ether.foundation.pretrain`.
-        batch: examples a step, for each part if there are several.
+        batch: examples per step, for each part if there are several.
         models: the model, or its parts by name; their parameters are counted.
         minutes: duration of the training.
         scores: measured values by name.
-        made_from: what kind of generated data the model was trained on, for the licence.
+        made_from: the kind of generated training data, for the licence.
         packages: distributions whose versions are recorded in addition to `ether.results.PACKAGES`.
         details: additional keys; they are placed after ``batch``.
     """

@@ -1,7 +1,7 @@
 """``image-judges``: three small networks that evaluate pictures of the world of scenes (`ether.worlds.scenes`).
 
 - ``clip``: a `CLIPModel` (with its tokenizer) for CLIP-I and CLIP-T, trained contrastively on pictures and captions.
-- ``dino``: a `ViTModel` in place of DINO. Its CLS features are similar for two pictures of the same object, independent of
+- ``dino``: a `ViTModel` that replaces DINO. Its CLS features are similar for two pictures of the same object, independent of
   position and background, and dissimilar for different objects. It is trained with a supervised contrastive loss on 600 random
   subjects, none of which is one of `scenes.SUBJECTS`.
 - ``reader``: a `RegNetForImageClassification` whose 30 logits are four classifiers side by side (`HEADS`): background,
@@ -124,7 +124,7 @@ def load_clip(folder: Path | str) -> tuple[CLIPModel, CLIPTokenizer]:
 
 
 def load_dino(folder: Path | str) -> ViTModel:
-    """The model in place of DINO, in float32 and evaluation mode."""
+    """The replacement for DINO, in float32 and evaluation mode."""
     return ViTModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
 
 
@@ -174,7 +174,7 @@ def read(model: RegNetForImageClassification, pictures: Pictures) -> dict[str, l
 
 
 def attributes(scene: scenes.Scene) -> dict[str, str | None]:
-    """The true attributes of a scene, by head of the reader; None where captions have no word for it."""
+    """The true attributes of a scene, by head of the reader; None if captions have no word for an attribute."""
     return {
         "background": scene.background,
         "colour": scene.colour,

@@ -27,7 +27,7 @@ RATES = {"reader": 4.0e-3, "clip": 1.0e-3, "dino": 1.0e-3}
 WARM_UP = 60
 CORPUS, SUBJECTS, VIEWS = 16_000, 600, 16  # scenes; random subjects, and pictures of each
 TEMPERATURE = 0.1  # of the subjects' similarities in training
-IGNORED = -100  # target where captions have no word for an attribute
+IGNORED = -100  # target of an attribute for which captions have no word
 
 
 def _fit(model: nn.Module, steps: int, losses: Iterator[torch.Tensor], name: str) -> None:
@@ -109,7 +109,7 @@ def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def train_dino(seed: int, steps: int) -> ViTModel:
-    """The model in place of DINO, on random subjects."""
+    """The replacement for DINO, on random subjects."""
     torch.manual_seed(seed + 2)
     looks = image_judges.random_looks(min(SUBJECTS, 8 * steps), seed)
     inputs = to_input(image_judges.views(looks, VIEWS, seed)).unflatten(0, (len(looks), VIEWS))

@@ -10,8 +10,8 @@ Two objectives are trained together.
 
 Predicting a masked word mostly needs copying; detecting a replaced word needs comparing. With masked words alone the model
 could not detect a single changed word after 3,000 steps (0.45 of paraphrases ranked above sentences with one change; chance is
-0.5). With replaced words it learned to compare within a few hundred steps. One layer remains above the head's layer to
-aggregate what it has found.
+0.5). With replaced words it learned to compare within a few hundred steps. One layer remains above the head's layer for
+aggregation.
 """
 
 from __future__ import annotations

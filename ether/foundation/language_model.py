@@ -1,9 +1,9 @@
 """``language-model``: a Llama pretrained on text about the world of facts (`ether.worlds.facts`).
 
 The objective is next-word prediction over `ether.worlds.facts.documents`, packed into blocks of one length. More than half of
-the text is dense biographies: with one fact per sentence the model stays at chance, while six facts after one name link them to
-that name. Questions are rare and most of their answers are random, so the pretrained model answers a question with some value
-of the right kind. It knows the facts as statements; instruction tuning has to make them available as answers.
+the text is dense biographies: with one fact per sentence the model remains at chance, while six facts after one name associate
+them with that name. Questions are rare and most of their answers are random, so the pretrained model answers a question with a
+random value of the correct kind. It has learned the facts as statements, and answers correctly only after instruction tuning.
 """
 
 from __future__ import annotations

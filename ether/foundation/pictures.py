@@ -1,4 +1,4 @@
-"""The one format in which the image models of this package receive pictures."""
+"""The input format of the image models of this package."""
 
 from __future__ import annotations
 

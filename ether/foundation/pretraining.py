@@ -1,4 +1,4 @@
-"""What the pretraining of the foundation models shares: the learning-rate schedule and the optimisation loop."""
+"""The learning-rate schedule and optimisation loop for pretraining the foundation models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 __all__ = ["decay_groups", "optimise", "warm_up_and_decay"]
 
-REPORTS = 20  # lines printed by one training
+REPORTS = 20  # number of lines printed during a training
 
 
 def warm_up_and_decay(steps: int, warm_up: int) -> Callable[[int], float]:
@@ -49,7 +49,7 @@ def optimise(
         parameters: those whose joint gradient norm is clipped. Their order matters: the norm is a sum of floats.
         factor: factor of the learning rate at a step (from 0), such as `warm_up_and_decay`.
         steps: number of steps.
-        label: what the printed lines start with.
+        label: beginning of the printed lines.
     """
     parameters = list(parameters)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,17 +1,17 @@
 """``text-to-image``: a small Stable Diffusion for the captions and pictures of the world of scenes (`ether.worlds.scenes`).
 
 ``diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)`` loads the folder. All parts are classes of
-diffusers and transformers, so whatever can be done to Stable Diffusion can be done to this model:
+diffusers and transformers, so this model can be used in the same way as Stable Diffusion:
 
 - ``vae``: an `AutoencoderKL` from 32 x 32 x 3 to 8 x 8 x 16, trained first (`ether.foundation.autoencoder`). The latents' means
   and standard deviations are folded into its two 1 x 1 convolutions, so that every channel of a latent is standardised and
   ``scaling_factor`` is 1.
 - ``text_encoder`` and ``tokenizer``: a `CLIPTextModel` of two layers of width 128 over byte-pair tokens, where each word of
   the captions is one token; it is trained together with the UNet. Some spare tokens (`scenes.SPARE_TOKENS`) have no meaning:
-  they occur before the noun in some captions of things, as a name would, so that they can be used to name a subject.
+  they occur before the noun in some captions of things, so that they can be used as identifiers of subjects.
 - ``unet``: a `UNet2DConditionModel` with self- and cross-attention at 8 x 8 and 4 x 4, as Stable Diffusion has it at its
-  finer resolutions. Without attention at 8 x 8, adapting the attention layers, which is all that most methods adapt, hardly
-  changes the generated pictures.
+  finer resolutions. Most methods adapt only the attention layers. Without attention at 8 x 8, this hardly changes the generated
+  pictures.
 - ``scheduler``: DDIM with the squared-cosine noise schedule and velocity prediction.
 
 `generate` uses the recommended settings: 25 steps, guidance 2.5. `ether.foundation.text_to_image_training` pretrains the model.
@@ -125,7 +125,7 @@ def generate(
 
 
 def scores(pipeline: StableDiffusionPipeline, *, seed: int = 1, count: int = 200, held_out: bool = True) -> dict[str, float]:
-    """Shares of generated pictures in which the shipped reader finds what the (complete) caption describes.
+    """Shares of generated pictures in which the shipped reader predicts the attributes of the (complete) caption.
 
     The reader was trained on rendered scenes only.
 

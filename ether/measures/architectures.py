@@ -1,7 +1,7 @@
 """The paper's base models on PyTorch's meta device: the real shapes, without weights.
 
 DeBERTaV3-base, Llama-2-7B, Phi-1.5, ViT-B/16, Stable Diffusion 1.5's UNet and ControlNet's hint encoder. Nothing is
-downloaded and nothing is allocated, so counting over them is exact on any machine.
+downloaded or allocated, so exact counts are possible on any machine.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ether.silence import quiet
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one model without weights, and which of its parts the paper adapts and counts."""
+    """How to build one model without weights, and the parts that the paper adapts and counts."""
 
     build: Callable[..., Any]
     model_type: str  # key of ether.methods.layer_sets.LAYER_SETS
     layer_set: str  # the set the paper adapts, unless a caller names another
     source: str  # where the configuration values come from
-    layers: int = 0  # number of its transformer layers, where they are all alike
+    layers: int = 0  # number of transformer layers, if they are all identical
     head: tuple[str, ...] = ()  # modules that a task adds and trains in full
-    peft_options: tuple[tuple[str, Any], ...] = ()  # e.g. the task type, by which PEFT finds the head to train
+    peft_options: tuple[tuple[str, Any], ...] = ()  # for example the task type, which determines the head that PEFT trains
 
 
-# Values as in the configuration files named in ARCHITECTURES; what is not given is the library's default.
+# Values of the configuration files named in ARCHITECTURES; all other values are the defaults of the library.
 DEBERTA_V3_BASE: dict[str, Any] = {
     "vocab_size": 128_100,
     "hidden_size": 768,
@@ -152,7 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _control_time_embedding,
         "",
         "",
-        "timestep MLP of ControlNet, 320 -> 1280 -> 1280: part of it, but not of its hint encoder",
+        "timestep MLP of ControlNet, 320 -> 1280 -> 1280, which is not part of its hint encoder",
     ),
 }
 
@@ -165,11 +165,11 @@ def architecture(name: str) -> Architecture:
 
 
 def meta_model(name: str, **size: Any) -> nn.Module:
-    """The model `name` of ARCHITECTURES on the meta device, as its library builds it.
+    """The model `name` of ARCHITECTURES on the meta device, in the implementation of its library.
 
-    `size` is passed to its builder: `layers` for fewer transformer layers (not the UNet), `num_labels` for the head of
-    deberta-v3-base (default 3, MNLI's) and vit-b16 (default 0, no head). Raises ConfigurationError for an unknown
-    architecture, or one that does not take such a size.
+    `size` is passed to its builder: `layers` for the number of transformer layers (not for the UNet), `num_labels` for the
+    head of deberta-v3-base (default 3, as for MNLI) and vit-b16 (default 0, no head). Raises ConfigurationError for an unknown
+    architecture or size argument.
     """
     entry = architecture(name)
     with torch.device("meta"), quiet():

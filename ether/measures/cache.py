@@ -1,7 +1,7 @@
-"""Results of exact counting kept on disk, so that a table of counts that are already known opens without torch.
+"""Disk cache of exact counts, so that tables of cached counts are made without importing torch.
 
-A result is found again by its request, and only while the source files of the modules that computed it and the versions of the
-libraries it counts with are the same.
+A cached result is valid for the same request, as long as the source files of the modules that computed it and the versions of
+the libraries in PACKAGES are unchanged.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ FOLDER = Path("results/cache")
 PACKAGES = ("torch", "transformers", "peft", "diffusers")
 COLUMNS = {"environment": "string", "request": "string", "quantity": "string", "value": "float64"}
 
-# What is on disk, by file and environment: {request: {quantity: value}}.
+# Cached results by file and environment: {request: {quantity: value}}.
 _known: dict[tuple[Path, str], dict[str, dict[str, float]]] = {}
 
 
 def cached(
     kind: str, modules: Sequence[str], request: Mapping[str, Any], compute: Callable[[], Mapping[str, float]]
 ) -> dict[str, float]:
-    """The result of `compute`, from ``results/cache/<kind>.parquet`` where it is there, else computed and stored.
+    """The result of `compute` from ``results/cache/<kind>.parquet``; if it is not in the file, it is computed and stored.
 
     Args:
         kind: name of the file.
-        modules: the modules whose code decides the result, with all that they import.
-        request: what the result depends on beside the code; anything JSON can hold.
-        compute: gives the quantities by name; counts of up to 2^53 are stored exactly. Called on a miss only.
+        modules: the modules whose code, including its imports, determines the result.
+        request: the arguments that determine the result, as JSON-serialisable values.
+        compute: returns quantities by name; counts of up to 2^53 are stored exactly. Called only if there is no cached result.
     """
     environment = _environment(tuple(modules))
     file = (FOLDER / f"{kind}.parquet").absolute()
@@ -50,7 +50,7 @@ def cached(
 
 @functools.cache
 def _environment(modules: tuple[str, ...]) -> str:
-    """A digest of the sources of `modules` and of all that they import, and of the versions of PACKAGES."""
+    """A digest of the source files of `modules` and their imports, and of the versions of PACKAGES."""
     text = sources.text_of(sources.closure(*modules))
     return results.digest([text, {name: importlib.metadata.version(name) for name in PACKAGES}], length=16)
 
@@ -66,6 +66,6 @@ def _read(file: Path, environment: str) -> dict[str, dict[str, float]]:
 
 
 def _write(file: Path, environment: str, known: Mapping[str, Mapping[str, float]]) -> None:
-    """Replaces the file by the results of this environment: those of other code or other libraries are out of date."""
+    """Replaces the file by the results of this environment; results of other code or libraries are outdated."""
     rows = [(environment, key, name, value) for key, found in known.items() for name, value in found.items()]
     results.write_parquet(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS), file)

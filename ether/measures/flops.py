@@ -1,16 +1,16 @@
-"""Floating-point operations of one fine-tuning step, counted on shapes alone.
+"""Floating-point operations of one fine-tuning step, counted from shapes on the meta device.
 
-A step is forward, loss and backward of one batch. Matrix products are counted by torch's FlopCounterMode, 2 m n k each;
-no weight exists while counting, so Llama-2-7B takes seconds on a laptop. Two ways of computing the same adapted layer:
+A step is forward, loss and backward of one batch. Matrix products are counted by torch's FlopCounterMode, 2 m n k each.
+No weights are allocated, so counting Llama-2-7B takes seconds on a laptop. There are two ways to compute an adapted layer:
 
 * `weight_side_step`: the transformed weight is built from H and W and then used, as in Sec. 3.4 and the released code.
   This is the convention of Table 1: query, key and value in one fused weight that is rebuilt as a whole (so that it
-  gets a dense gradient, too), query and value adapted, attention by plain matrix products, nothing before layer 0
-  trained. `closed_form` gives the same number by arithmetic.
-* `package_step`: the adapters of PEFT and of this package as users run them, in the models of transformers.
+  also gets a dense gradient), query and value adapted, attention by plain matrix products, nothing trained before layer 0.
+  `closed_form` gives the same number in closed form.
+* `package_step`: the adapters of PEFT and of this package, in the models of transformers.
 
-Transformer layers after the first are alike, so one- and two-layer models are counted and extended to full depth; that
-is exact.
+All transformer layers after the first have the same cost. Models with one and two layers are counted and extrapolated to the
+full depth, which is exact.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ether.silence import quiet
 
 @dataclass(frozen=True)
 class Step:
-    """Floating-point operations of one step; `elementwise` is what adapters do outside matrix products."""
+    """Floating-point operations of one step; `elementwise` are operations of adapters outside matrix products."""
 
     forward: int
     backward: int
@@ -67,11 +67,11 @@ def full_depth(at: Callable[[int], tuple[int, ...]], layers: int) -> tuple[int, 
     return tuple(one + (layers - 1) * (two - one) for one, two in zip(at(1), at(2), strict=True))
 
 
-# --- the weight side, as the paper counts it --------------------------------------------------------------------------
+# --- weight side, as in Table 1 ---------------------------------------------------------------------------------------
 
 
 class Stack(NamedTuple):
-    """The matrix products of a decoder: its width, its feed-forward width and layout, its depth, its vocabulary."""
+    """The dimensions that determine a decoder's matrix products: width, feed-forward width, depth, heads, vocabulary, layout."""
 
     width: int
     hidden: int
@@ -106,13 +106,13 @@ def stack(name: str) -> Stack:
 
 
 def weight_side_rule(adapt: Mapping[str, Any]) -> tuple[str, int]:
-    """Rule and size of a method on the weight side, from the `adapt` section of its file.
+    """The arguments `rule` and `size` of `weight_side_step` and `closed_form`, from the `adapt` section of a method's file.
 
     LORA: "low-rank" and the rank; ETHER: "reflection" or "relaxed-reflection" and the number of blocks; OFT: "orthogonal" and
-    the number of blocks. The arguments of `weight_side_step` and `closed_form`.
+    the number of blocks.
 
     Raises:
-        ConfigurationError: a method of another kind, or an OFT given by its block size.
+        ConfigurationError: a method of another kind, or OFT configured by its block size.
     """
     config = adapt.get("config") or {}
     if adapt.get("type") == "LORA":
@@ -127,7 +127,7 @@ def weight_side_rule(adapt: Mapping[str, Any]) -> tuple[str, int]:
 
 
 class LowRank(nn.Module):
-    """LoRA: x -> B A x, to be added to the layer's output."""
+    """LoRA's correction of a layer's output: x -> B A x."""
 
     def __init__(self, size: int, rank: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def _frozen(*shape: int) -> nn.Parameter:
 class FusedLayer(nn.Module):
     """A transformer layer with one weight for query, key and value, of which `adapted` ("qv") are transformed.
 
-    Norms, rotations, masks and biases have no matrix products and are left out: this is for counting, not for training.
+    Norms, rotary embeddings, masks and biases have no matrix products and are omitted. The module is for counting only.
     """
 
     def __init__(self, s: Stack, rule: str, size: int, adapted: str) -> None:
@@ -191,9 +191,9 @@ def weight_side_step(name: str, rule: str, size: int, tokens: int, adapted: str 
         name: a key of STACKS.
         rule: a key of MULTIPLIERS, or "low-rank" for LoRA, which rebuilds nothing, in the same layers.
         size: rank of "low-rank", number of blocks n of the others.
-        tokens: length T of the one sequence.
-        adapted: which of "q", "k", "v" are adapted.
-        layers: count a model of this many layers as it is, instead of extending to the full depth.
+        tokens: length T of the sequence (batch size 1).
+        adapted: the adapted projections, a subset of "qkv".
+        layers: number of layers of the counted model; 0 extrapolates to the full depth.
 
     Raises:
         ConfigurationError: unknown decoder or rule, or blocks that do not divide the width.
@@ -219,9 +219,9 @@ def weight_side_step(name: str, rule: str, size: int, tokens: int, adapted: str 
 
 
 def closed_form(name: str, rule: str, size: int, tokens: int, adapted: str = "qv") -> int:
-    """The operations of `weight_side_step` by arithmetic; it leaves out the Cayley map, the norms and all sums.
+    """The operations of `weight_side_step` in closed form, without the Cayley map, the norms and all sums.
 
-    4 N T for the frozen weights (forward and input gradient), minus what layer 0 need not send back, plus 12 T^2 d L
+    4 N T for the frozen weights (forward and input gradient), minus the input gradient of layer 0, plus 12 T^2 d L
     for attention, plus for weight-side rules the dense gradient of the fused weight, 6 T d^2 L, and p products of a
     block-diagonal with a dense matrix, 2 d^3 / n each: p = 2 for one side (forward; gradient of the blocks), 5 for two.
     """
@@ -241,22 +241,22 @@ def closed_form(name: str, rule: str, size: int, tokens: int, adapted: str = "qv
     return flops + 6 * tokens * d**2 * layers + products * matrices * layers * 2 * d**3 // n
 
 
-# --- adapters as they run ---------------------------------------------------------------------------------------------
+# --- adapters of PEFT and of this package -----------------------------------------------------------------------------
 
 
 def reflection_work(tokens: int, d: int, terms: int, input_gradient: bool = True) -> tuple[int, int]:
-    """Operations, forward and backward, of moving `tokens` vectors of d entries by `terms` rank-one terms a block.
+    """Operations, forward and backward, of transforming `tokens` vectors of d entries with `terms` rank-one terms per block.
 
-    ETHER has one term, ETHER+ two a side. Forward: an inner product and an update, 4 d a term. Backward: an inner
+    ETHER has one term, ETHER+ two per side. Forward: an inner product and an update, 4 d per term. Backward: an inner
     product with the incoming gradient, 2 d; the gradients of the outer product's two vectors, 4 d; and 2 d for the
-    input's gradient where it is needed. The number of blocks does not matter. Normalising the vectors, O(d) a step, is
-    left out.
+    gradient of the input if it is required. The count does not depend on the number of blocks. Normalising the vectors, O(d)
+    per step, is omitted.
     """
     return 4 * tokens * d * terms, (6 + 2 * input_gradient) * tokens * d * terms
 
 
 class _CountedReflection(torch.autograd.Function):
-    """Replaces `ether.reflection.reflect` while counting: same inputs, same shapes of results and gradients."""
+    """Replaces `ether.reflection.reflect` during counting, with the same inputs and the same shapes of outputs and gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, u: torch.Tensor, v: Any, shift: Any, work: list[int]) -> torch.Tensor:
@@ -276,7 +276,7 @@ class _CountedReflection(torch.autograd.Function):
 
 @contextlib.contextmanager
 def _reflections_counted() -> Iterator[list[int]]:
-    """In this context ETHER's layers append the operations of their reflections, by formula, instead of computing them."""
+    """In this context ETHER's layers append the operation counts of their reflections to a list instead of computing them."""
     from ether.tuners import layer
 
     work: list[int] = []
@@ -289,10 +289,10 @@ def _reflections_counted() -> Iterator[list[int]]:
 
 
 def adapted_decoder(name: str, how: Mapping[str, Any], layers: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Transformers' model `name` on the meta device, with `layers` layers, adapted as `how` describes.
+    """Transformers' model `name` on the meta device, with `layers` layers, adapted according to `how`.
 
     `how`: {kind: peft, type, config} as in a method's YAML, or {kind: weight-side, rule, size}. Adapters are applied to the
-    layer set that the paper adapts. Raises ConfigurationError for an unknown kind, type or rule.
+    layer set of the paper. Raises ConfigurationError for an unknown kind, type or rule.
     """
     from peft import get_peft_model
 
@@ -318,9 +318,8 @@ def language_model_loss(
         "input_ids": ids,
         "labels": ids,
         "use_cache": False,
-        "attention_mask": torch.zeros(
-            batch, 1, tokens, tokens, dtype=dtype
-        ),  # given, since the model would read values to make one
+        # Given explicitly, because the model would read tensor values to build a mask.
+        "attention_mask": torch.zeros(batch, 1, tokens, tokens, dtype=dtype),
     }
     return (model(**inputs) if state is None else torch.func.functional_call(model, dict(state), (), inputs)).loss
 
@@ -329,8 +328,8 @@ def package_step(name: str, how: Mapping[str, Any], tokens: int, batch: int = 1)
     """One step of transformers' model `name` with an adapter on query and value, which are separate matrices.
 
     Arguments as for `adapted_decoder`; `batch` sequences of `tokens`. ETHER's reflections are counted by
-    `reflection_work`, whatever its implementation calls, so the number of blocks makes no difference. What other adapters do
-    outside matrix products (LoRA's scaling and addition) is not counted.
+    `reflection_work`, independent of the implementation, so the count does not depend on the number of blocks. Operations of
+    other adapters outside matrix products (LoRA's scaling and addition) are not counted.
     """
     return _package_step(name, json.dumps(how, sort_keys=True), tokens, batch)
 

@@ -1,21 +1,21 @@
 """The distance of an adapted model from the pretrained one: Frobenius distances and hyperspherical energy (Sec. 4 and 5.3).
 
 Notation: torch's weight is W, (f, d), the transpose of the paper's. An adapter's *input side* transformation T is (d, d)
-and makes W T^T of it; the *output side* T~ is (f, f) and makes T~ W.
+and changes W to W T^T; the *output side* T~ is (f, f) and changes W to T~ W.
 
-**Transformation distance** (Sec. 3.2, eq. 2): ||T - I||_F, block by block. T is block-diagonal, so a layer's distance is
-the root of its blocks' squares: ETHER has exactly 2 a block and 2 sqrt(n) a layer, one side of ETHER+ at most sqrt(2)
-a block and sqrt(2 n) a layer; Naive and OFT are not bounded by 2 (OFT by 2 sqrt(d), Naive by nothing).
+**Transformation distance** (Sec. 3.2, eq. 2): ||T - I||_F. T is block-diagonal, so a layer's distance is the root of the sum
+of squares over blocks. ETHER: exactly 2 per block and 2 sqrt(n) per layer; one side of ETHER+: at most sqrt(2) per block and
+sqrt(2 n) per layer; OFT: at most 2 sqrt(d); Naive: no bound.
 
 **Weight distance**: ||W' - W||_F, for any method.
 
 **Hyperspherical energy** (Liu et al., 2018): HE = sum over i != j of 1 / ||w_i^ - w_j^||, w^ = w / |w|. *Input-side
-neurons* are the rows of torch's W: f vectors in the space of the layer's input, the paper's and OFT's neurons. An
-orthogonal T moves them all by the same rotation or reflection, so ETHER (layout `diagonal`) and OFT keep their energy,
-whatever n. *Output-side neurons* are the columns of torch's W: d vectors in the space of the output, whose energy an
-orthogonal T~ keeps, and an input-side transformation does not.
+neurons* are the rows of torch's W: f vectors in the space of the layer's input, the neurons of the paper and of OFT. An
+orthogonal T transforms them all by the same rotation or reflection, so ETHER (layout `diagonal`) and OFT preserve their energy
+for any n. *Output-side neurons* are the columns of torch's W: d vectors in the space of the output. Their energy is preserved
+by an orthogonal T~, but not by an input-side transformation.
 
-Everything is computed in float64, and the measured model is not changed.
+All values are computed in float64, and the measured model is not changed.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ __all__ = [
 ]
 
 SIDES = ("input", "output")
-_PAIRS = 2**22  # numbers in one piece of the table of distances between neurons: 32 MiB of float64
-_CLOSE = 1e-4  # squared distances below this are taken from the difference of the neurons, which loses no digits
+_PAIRS = 2**22  # entries of one chunk of the matrix of distances between neurons: 32 MiB of float64
+_CLOSE = 1e-4  # smaller squared distances are computed from differences of neurons, to avoid cancellation
 
 
 # --- transformations -------------------------------------------------------------------------------------------
@@ -76,8 +76,8 @@ def reflection_distances(u: torch.Tensor, v: torch.Tensor | None = None) -> torc
     """||H - I||_F of each block of ETHER (v is None) or of one side of ETHER+, in closed form.
 
     u, v: (n, b), of any length. Returns (n,), float64. ETHER: 2 (eq. 2). ETHER+: ||v v^T - u u^T||_F =
-    sqrt(2 (1 - (u . v)^2)) = |u - v| |u + v| / sqrt(2) for unit vectors; the last form loses no digits near u = v.
-    A zero vector has no direction, and `ether.reflection` leaves its term out: so does this.
+    sqrt(2 (1 - (u . v)^2)) = |u - v| |u + v| / sqrt(2) for unit vectors; the last form avoids cancellation near u = v.
+    The term of a zero vector, which has no direction, is omitted, as in `ether.reflection`.
     """
     units = [_unit(vector.detach().double()) for vector in (u, v) if vector is not None]
     if v is None:
@@ -94,7 +94,7 @@ def block_distances(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def rotation_blocks(layer: OFTLayer, adapter: str) -> torch.Tensor:
-    """The diagonal blocks R_i of PEFT's OFT, (n, b, b), float64, from PEFT's own code (its Cayley map and options)."""
+    """The diagonal blocks R_i of PEFT's OFT, (n, b, b), float64, computed by PEFT (with its Cayley map and options)."""
     rotation: Any = copy.deepcopy(layer.oft_R[adapter]).double()
     with torch.no_grad():
         dense = rotation.get_weight()
@@ -116,7 +116,7 @@ def _active(layer: BaseTunerLayer, adapter: str | None) -> str:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """Every layer PEFT has adapted, by its name in the model before PEFT wrapped it."""
+    """All layers adapted by PEFT, by their names in the model before PEFT wrapped it."""
     return {_plain(name): module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
@@ -158,15 +158,15 @@ def transformation_distances(model: nn.Module, adapter: str | None = None) -> li
 def weight_pairs(
     model: nn.Module, reference: Mapping[str, torch.Tensor] | None = None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(layer name, W, W') of every adapted layer, one at a time, in float64; W' is what merging would leave.
+    """(layer name, W, W') of every adapted layer, one at a time, in float64; W' is the weight after merging.
 
     Args:
         model: adapted by PEFT, or trained in full.
-        reference: for weights trained in place, what they were before: {layer name: weight}. Not needed for PEFT layers.
+        reference: for weights trained in place, the weights before training: {layer name: weight}. Not needed for PEFT layers.
 
-    PEFT's ``get_delta_weight`` means something else from tuner to tuner (OFT's is the rotation), so a copy of the layer
-    is merged instead, which is correct for each of them. Only one layer's copies exist at a time. For a layer that is
-    merged already, W is the weight of its unmerged copy.
+    PEFT's ``get_delta_weight`` has a different meaning in each tuner (OFT's is the rotation). Therefore a copy of the layer
+    is merged, which is correct for all of them. Only one layer is copied at a time. For a layer that is already merged, W is
+    the weight of its unmerged copy.
 
     Raises:
         ConfigurationError: a reference's layer is not in the model.
@@ -203,7 +203,7 @@ def weight_distance(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def weight_distances(model: nn.Module, reference: Mapping[str, torch.Tensor] | None = None) -> dict[str, float]:
-    """||W' - W||_F of each adapted layer; that of the model is the root of the sum of their squares. See `weight_pairs`."""
+    """||W' - W||_F of each adapted layer; the model's is the root of the sum of their squares. See `weight_pairs`."""
     return {name: weight_distance(before, after) for name, before, after in weight_pairs(model, reference)}
 
 
@@ -215,20 +215,20 @@ def hyperspherical_energy(weight: torch.Tensor, side: str = "input", chunk: int 
 
     Args:
         weight: torch's (f, d).
-        side: "input" takes the f rows as neurons, which an orthogonal transformation of the input keeps; "output" the
-            d columns, which one of the output keeps.
-        chunk: neurons compared with all others at a time; chosen for bounded memory (some 100 MiB) if None. The pieces
-            are summed exactly (``math.fsum``), so that their size only matters to the last digits.
+        side: "input": the neurons are the f rows, whose energy an orthogonal transformation of the input preserves; "output":
+            the d columns, whose energy an orthogonal transformation of the output preserves.
+        chunk: number of neurons compared with all others at a time; by default memory is bounded (about 100 MiB). Chunks are
+            summed exactly (``math.fsum``), so that the chunk size affects the last digits only.
 
-    Neurons without a direction (all zeros) are left out. Two neurons of the same direction make the energy infinite.
+    Neurons that are zero are omitted. Two neurons with the same direction make the energy infinite.
 
     Raises:
-        ConfigurationError: a side of another name, or not a matrix.
+        ConfigurationError: unknown side, or `weight` is not a matrix.
     """
     if side not in SIDES:
         raise one_of("side", side, SIDES)
     if weight.dim() != 2:
-        raise ConfigurationError(f"Hyperspherical energy is that of a matrix; this has the shape {tuple(weight.shape)}.")
+        raise ConfigurationError(f"Hyperspherical energy is defined for a matrix, not for the shape {tuple(weight.shape)}.")
     neurons = weight.detach().double()
     neurons = _unit(neurons if side == "input" else neurons.T)
     if not bool(torch.isfinite(neurons).all()):
@@ -263,12 +263,11 @@ def summary(
     reference: Mapping[str, torch.Tensor] | None = None,
     before: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Every measure of an adapted model in one pass over its layers.
+    """All measures of an adapted model in one pass over its layers.
 
     Args:
         model, reference: see `weight_pairs`.
-        before: energies of the pretrained weights; filled where it lacks a layer, so that later calls need not repeat
-            them.
+        before: energies of the pretrained weights; missing layers are added, so that later calls do not compute them again.
 
     Returns, where L is the number of layers:
         transformation_distance: mean of ||T - I||_F over layers and sides; absent for methods that do not multiply the weight;

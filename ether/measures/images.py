@@ -1,20 +1,20 @@
-"""Image metrics of subject-driven generation (Sec. 5.1.1, Tables 2, 6 and 11), computed by a scale's judge models.
+"""Image metrics of subject-driven generation (Sec. 5.1.1, Tables 2, 6 and 11), computed with a scale's judge models.
 
-Images are tensors (N, 3, H, W) of floats in [0, 1]. Judges are transformers models (`ether.diffusion.judges` loads
-them); their preprocessing is done here with torch alone, so that torchvision is never imported.
+Images are tensors (N, 3, H, W) of floats in [0, 1]. The judge models are transformers models (loaded by
+`ether.diffusion.judges`). Their preprocessing is implemented here in torch, so that torchvision is not imported.
 
 DINO    mean cosine over all (real, generated) pairs of the class token of a self-supervised ViT;
 CLIP-I  the same with CLIP's image embedding;
-CLIP-T  mean cosine between each generated image and its prompt (without the subject's made-up word);
-LPIPS   a perceptual distance, under two pairings, since the paper's word ("diversity") and the code it follows differ:
-        ``lpips_real`` over all (real, generated) pairs, as OFT's evaluation does, and ``lpips_prompt`` over the pairs of
+CLIP-T  mean cosine between each generated image and its prompt (without the subject's identifier);
+LPIPS   a perceptual distance with two pairings, because the paper's description ("diversity") differs from OFT's code:
+        ``lpips_real`` over all (real, generated) pairs, as in OFT's evaluation, and ``lpips_prompt`` over the pairs of
         images generated for one prompt.
 
-The row of real images has the real images in both places, and no image is compared with itself.
+In the row of real images, the real images replace the generated ones, and no image is compared with itself.
 
-The network behind LPIPS is either the published one (``alex``: AlexNet and learned weights, which need torchvision), or
-LPIPS's formula over the layers of the judge ViT without learned weights (``judge``). Their values cannot be compared with
-each other; tables name the network they used.
+The network of LPIPS is either the published one (``alex``: AlexNet with learned weights, requires torchvision), or
+LPIPS's formula is applied to the layers of the judge ViT without learned weights (``judge``). Values of the two networks are
+not comparable; tables name the network.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint's image processor does: resize (shortest side, or both), crop the centre, normalise."""
+    """The operations of a checkpoint's image processor: resize (shortest side, or both), crop the centre, normalise."""
 
     size: tuple[int, int] | int  # (height, width), or the shortest side
     crop: tuple[int, int] | None
@@ -92,7 +92,7 @@ class Preprocessing:
 
 
 class VisionJudge:
-    """A vision transformer that gives an image one vector, and a map of vectors a layer (ViT, DINO, DINOv2, ...)."""
+    """A vision transformer (ViT, DINO, DINOv2, ...) that gives one vector per image, and one vector per patch and layer."""
 
     def __init__(self, model: Any, prepare: Preprocessing, name: str = "") -> None:
         self.model, self.prepare, self.name = model.eval().requires_grad_(False), prepare, name
@@ -117,7 +117,7 @@ class VisionJudge:
 
 
 class ClipJudge:
-    """CLIP: images and texts in one space."""
+    """CLIP: embeddings of images and texts in the same space."""
 
     def __init__(self, model: transformers.CLIPModel, tokenizer: Any, prepare: Preprocessing, name: str = "") -> None:
         self.model: Any = model.eval().requires_grad_(False)
@@ -149,23 +149,23 @@ class ClipJudge:
 
 
 class PerceptualDistance(Protocol):
-    """A distance between images, from the features that a network computes of them."""
+    """A distance between images, computed from the features of a network."""
 
     def encode(self, images: torch.Tensor) -> Any:
-        """The features that ``table`` compares, of (N, 3, H, W)."""
+        """The features of images (N, 3, H, W), arguments of ``table``."""
 
     def table(self, a: Any, b: Any) -> torch.Tensor:
         """(N, M), float64: the distance of every image of a to every image of b."""
 
     def rows(self, a: Any, indices: Sequence[int]) -> Any:
-        """What ``encode`` would return for some of the images."""
+        """The features of some of the images, as returned by ``encode``."""
 
 
 class ViTDistance:
-    """LPIPS's formula (Zhang et al., 2018, eq. 1) over a ViT's layers, all weights one.
+    """LPIPS's formula (Zhang et al., 2018, eq. 1) over a ViT's layers, with all weights equal to one.
 
-    The sum over layers of the mean over positions of ||x^ - y^||^2, with x^, y^ the layer's vectors there, each divided
-    by its length. For unit vectors that is 2 - 2 x^ . y^, so a layer's table is one matrix product.
+    The sum over layers of the mean over positions of ||x^ - y^||^2, where x^, y^ are the layer's vectors at a position,
+    normalised to length 1. For unit vectors this is 2 - 2 x^ . y^, so the distances of a layer are one matrix product.
     """
 
     def __init__(self, judge: VisionJudge) -> None:
@@ -233,7 +233,7 @@ class AlexDistance:
 
 @dataclass
 class Judges:
-    """The models of one scale that score images."""
+    """The models of a scale that score images."""
 
     dino: VisionJudge
     clip: ClipJudge
@@ -247,7 +247,7 @@ class Judges:
 def pair_similarity(a: torch.Tensor, b: torch.Tensor | None = None) -> float:
     """Mean cosine similarity over all pairs of rows, float64; without b, over the pairs i != j of a with itself.
 
-    a: (N, D); b: (M, D). NaN where there is no pair.
+    a: (N, D); b: (M, D). NaN if there is no pair.
     """
     from torchmetrics.functional.pairwise import pairwise_cosine_similarity
 
@@ -268,9 +268,9 @@ def _self_mean(table: torch.Tensor) -> float:
 
 
 def same_prompt_mean(table: torch.Tensor, prompts: Sequence[int]) -> float:
-    """Mean of a table (N, N) over the pairs of images that share a prompt, first within a prompt, then over prompts.
+    """Mean of a table (N, N) over the pairs of images with the same prompt, first within a prompt, then over prompts.
 
-    NaN where no prompt has two images.
+    NaN if no prompt has two images.
     """
     means = []
     for prompt in sorted(set(prompts)):
@@ -282,7 +282,7 @@ def same_prompt_mean(table: torch.Tensor, prompts: Sequence[int]) -> float:
 
 @dataclass
 class Real:
-    """The judges' features of a subject's real images; computed once."""
+    """The features of a subject's real images, computed once."""
 
     dino: torch.Tensor
     clip: torch.Tensor
@@ -290,13 +290,13 @@ class Real:
 
     @classmethod
     def of(cls, images: torch.Tensor, judges: Judges) -> Real:
-        """From (N, 3, H, W)."""
+        """From images (N, 3, H, W)."""
         return cls(judges.dino.features(images).cpu(), judges.clip.features(images).cpu(), judges.lpips.encode(images))
 
 
 @dataclass
 class Generated:
-    """The judges' features of generated images, each with the number of its prompt and the prompt's embedding."""
+    """The features of generated images, each with the number of its prompt and the prompt's embedding."""
 
     prompts: list[int]
     dino: torch.Tensor
@@ -309,7 +309,7 @@ class Generated:
 
     @classmethod
     def of(cls, images: torch.Tensor, prompts: Sequence[int], texts: Mapping[int, str], real: Real, judges: Judges) -> Generated:
-        """From (N, 3, H, W), the number of each image's prompt, and what CLIP-T compares a prompt's images with."""
+        """From images (N, 3, H, W), the prompt number of each image, and the texts for CLIP-T by prompt number."""
         numbers = sorted(set(prompts))
         embedded = judges.clip.text_features([texts[number] for number in numbers]).cpu()
         encoded = judges.lpips.encode(images)
@@ -330,11 +330,11 @@ class Generated:
 
 
 def measure(generated: Generated, real: Real, among: Sequence[int] | None = None) -> dict[str, float]:
-    """dino, clip_i, clip_t, lpips_real, lpips_prompt (and the means of ``extra``) over the images of some prompts.
+    """dino, clip_i, clip_t, lpips_real, lpips_prompt (and the means of ``extra``) over the images of the given prompts.
 
     Args:
         generated, real: images of one subject.
-        among: numbers of the prompts; all if None.
+        among: prompt numbers; all if None.
     """
     kept = [i for i, prompt in enumerate(generated.prompts) if among is None or prompt in among]
     text = functional.cosine_similarity(generated.clip[kept].double(), generated.text[kept].double(), dim=-1)
@@ -351,7 +351,7 @@ def measure(generated: Generated, real: Real, among: Sequence[int] | None = None
 def measure_real(real: Real, judges: Judges) -> dict[str, float]:
     """The row "real images": dino, clip_i and lpips_real over the pairs i != j of a subject's photographs.
 
-    CLIP-T and the pairing within a prompt have no meaning for them and are left out.
+    CLIP-T and ``lpips_prompt`` are not defined for photographs and are omitted.
     """
     return {
         "dino": pair_similarity(real.dino),

@@ -1,8 +1,8 @@
-"""Zero-shot multiple choice by lm-evaluation-harness itself: MMLU, ARC, TruthfulQA MC1 and MC2 (Sec. 5.2.2, Table 5).
+"""Zero-shot multiple choice with lm-evaluation-harness: MMLU, ARC, TruthfulQA MC1 and MC2 (Sec. 5.2.2, Table 5).
 
-The prompts are the harness's shipped ones; only the source of the questions is chosen here (a pinned hub revision, a
-folder laid out like the hub, or another split, for choosing learning rates). At the small scale the harness runs the
-tasks of `ether.measures.language_tasks` instead, in the small model's vocabulary.
+The prompts are those shipped with the harness. This module sets the source of the questions (a hub revision, a folder with
+the layout of the hub, or another split for choosing learning rates). At the small scale the harness runs the tasks of
+`ether.measures.language_tasks`, which use the small model's vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ether import hub
 from ether.errors import MissingResourceError, one_of
 from ether.results import atomic, digest, write_text
 
-# Each benchmark in the harness: its shipped file, the data set's configuration, its splits (reported, tuning), columns.
+# For each benchmark: the shipped file of the harness, the data set's configuration, splits (reported, tuning) and columns.
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "mmlu": {
         "config": "all",
@@ -36,7 +36,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "splits": {"reported": "test", "tuning": "validation"},
         "columns": ("question", "choices", "answerKey"),
     },
-    # TruthfulQA has one split only, so there is nothing but the reported benchmark to choose settings on.
+    # TruthfulQA has one split only, so settings cannot be chosen on a split that is not reported.
     "truthfulqa_mc1": {
         "file": "truthfulqa/truthfulqa_mc1.yaml",
         "config": "multiple_choice",
@@ -50,7 +50,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "columns": ("question", "mc2_targets"),
     },
 }
-FACTS = "facts_"  # prefix of the small world's tasks; after it they have the harness's names
+FACTS = "facts_"  # prefix of the task names for the world of facts, followed by the names of the harness
 SUBJECT = "mmlu_"  # every MMLU subject is a task of this name
 
 
@@ -76,18 +76,18 @@ def split_of(benchmark: str, which: str) -> str:
 
 
 def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> list[str]:
-    """Task files for the harness that run its shipped prompts over the given data, one file for each task.
+    """Writes task files for the harness with its shipped prompts and the given data, one file for each task.
 
     Args:
-        sources: benchmark name -> its data set.
+        sources: benchmark name -> data set.
         which: reported | tuning.
-        folder: where the files go; for MMLU in a folder of data also one parquet file for each subject and split.
+        folder: output folder; if MMLU's data are in a folder, it also gets one parquet file for each subject and split.
 
     Returns:
         The names of the tasks.
 
     Raises:
-        ConfigurationError: an unknown benchmark, or one without such a split.
+        ConfigurationError: unknown benchmark, or a benchmark without such a split.
         MissingResourceError: a file is missing.
     """
     shipped, names = shipped_folder(), []
@@ -98,7 +98,7 @@ def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> 
                 subject = file.stem.removeprefix(SUBJECT)
                 data = _subject_files(source, folder, split).get(subject) if source.folder else None
                 if source.folder and data is None:
-                    continue  # the folder holds some of the subjects only
+                    continue  # the folder contains only some of the subjects
                 names.append(_write_task(folder, file.stem, file, source, subject, data, test_split=split))
             continue
         if source.folder is not None:
@@ -136,7 +136,7 @@ def _write_task(
 
 @functools.lru_cache(maxsize=8)
 def _subject_files(source: hub.Source, folder: Path, split: str) -> dict[str, dict[str, Path]]:
-    """subject -> {split: file}. The harness takes one file for each subject; in the hub's layout there is one for all."""
+    """subject -> {split: file}. The harness requires one file for each subject; the hub has one file for all subjects."""
     import pyarrow.compute
     import pyarrow.parquet
 
@@ -156,7 +156,7 @@ def _subject_files(source: hub.Source, folder: Path, split: str) -> dict[str, di
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness logs every request; a notebook shows results."""
+    """Suppresses the harness's log messages for every request."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -167,10 +167,14 @@ def _quiet() -> Iterator[None]:
 
 
 def load_tasks(tasks: Sequence[Any], folder: Path | None = None) -> dict[str, Any]:
-    """The harness's task objects, with data loaded, zero-shot: once for many runs.
+    """The harness's zero-shot task objects with loaded data, which can be used for many runs.
 
     Args:
-        tasks: names of tasks whose files `write_tasks` left in `folder`, or whole task and group dictionaries.
+        tasks: names of tasks whose files `write_tasks` wrote to `folder`, or complete task and group dictionaries.
+        folder: folder of the task files.
+
+    Raises:
+        MissingResourceError: the harness finds none of the tasks.
     """
     import datasets
 
@@ -200,22 +204,22 @@ def evaluate(
     """The harness's results for a causal language model, zero-shot.
 
     Args:
-        model: as it is, on its device; adapters included. It is left in evaluation mode.
-        tasks: what `load_tasks` returned.
-        batch_size: questions' choices in one forward pass; changes the scores by rounding only.
-        max_length: tokens kept of a prompt; the model's limit if None.
-        limit: questions of each task; all if None.
-        samples: also return every question's log-likelihoods, under ``samples``.
+        model: the model on its device, including adapters. It is set to evaluation mode.
+        tasks: from `load_tasks`.
+        batch_size: answer choices in one forward pass; affects the scores by rounding only.
+        max_length: maximum number of tokens of a prompt; the model's limit if None.
+        limit: number of questions of each task; all if None.
+        samples: also return the log-likelihoods of every question, under ``samples``.
 
     Returns:
-        The harness's results: ``results`` by task, ``n-samples``, ``versions``, and ``samples`` where they are kept.
+        The harness's results: ``results`` by task, ``n-samples``, ``versions``, and ``samples`` if requested.
     """
     with _quiet():
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         class WithoutProgressBars(HFLM):
-            """The harness's model; its bars would fill executed notebooks, and no environment variable disables them."""
+            """The harness's model without progress bars, which no environment variable disables."""
 
             def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
                 return super().loglikelihood(requests, disable_tqdm=True)
@@ -231,7 +235,7 @@ def evaluate(
         found = lm_eval.evaluate(
             lm=wrapped, task_dict=dict(tasks), limit=limit, bootstrap_iters=0, log_samples=samples, verbosity="ERROR"
         )
-    assert found is not None  # None is for the helpers of a distributed run
+    assert found is not None  # None is returned only by secondary processes of a distributed run
     return dict(found)
 
 
@@ -240,7 +244,7 @@ def measurements(found: Mapping[str, Any]) -> dict[str, float]:
 
     ``mmlu`` is the accuracy over all questions (as in the harness's group), ``mmlu_macro`` the mean over subjects;
     ``arc`` and ``arc_norm`` are accuracy and accuracy by length-normalised likelihood; ``tru1`` and ``tru2`` TruthfulQA's MC1
-    accuracy and MC2 probability mass. ``score`` is the mean of mmlu, arc, tru1 and tru2, of those that were run.
+    accuracy and MC2 probability mass. ``score`` is the mean of the available ones of mmlu, arc, tru1 and tru2.
     """
     results = {name.removeprefix(FACTS): measured for name, measured in found["results"].items()}
     counts = {name.removeprefix(FACTS): count for name, count in found["n-samples"].items()}
@@ -261,6 +265,6 @@ def measurements(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tasks_folder(cache: Path, sources: Mapping[str, hub.Source], which: str) -> Path:
-    """A folder of task files for these sources, so that another choice gets another folder."""
+    """The folder of task files for these sources; other sources have another folder."""
     key = {name: [source.name, str(source.folder), source.revision] for name, source in sources.items()}
     return cache / f"{which}-{digest(key)}"

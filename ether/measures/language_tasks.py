@@ -1,8 +1,8 @@
 """lm-evaluation-harness tasks over the world of facts: MMLU, ARC-Challenge and TruthfulQA MC1 and MC2, from local files.
 
-The tasks are the YAML files of a folder (``workflow/tasks/facts``) with placeholders that are filled here: the data
-files, MMLU's subjects, and the function that computes MC2. `tasks` returns what ``lm_eval.simple_evaluate(tasks=...)``
-takes; neither the network nor the harness's task library is needed:
+The tasks are the YAML files of a folder (``workflow/tasks/facts``) with placeholders for the data files, MMLU's subjects, and
+the function that computes MC2. `tasks` replaces the placeholders and returns the argument of
+``lm_eval.simple_evaluate(tasks=...)``; neither the network nor the harness's task library is used:
 
     manager = lm_eval.tasks.TaskManager(include_defaults=False)
     outcome = lm_eval.simple_evaluate(model=lm, tasks=tasks(root, "reported"), task_manager=manager, bootstrap_iters=0)
@@ -23,7 +23,7 @@ from ether.errors import MissingResourceError, one_of
 __all__ = ["SPLITS", "TASK_FOLDER", "tasks", "truthful_mass"]
 
 TASK_FOLDER = Path(__file__).resolve().parents[2] / "workflow" / "tasks" / "facts"
-SPLITS = {  # split of each benchmark: reported, and for the choice of learning rates
+SPLITS = {  # splits of each benchmark: reported, and tuning (for choosing learning rates)
     "reported": {"mmlu": "test", "ai2_arc": "test", "truthful_qa": "validation"},
     "tuning": {"mmlu": "validation", "ai2_arc": "validation", "truthful_qa": "tuning"},
 }
@@ -32,11 +32,11 @@ CONFIGURATION = {"ai2_arc": "ARC-Challenge", "truthful_qa": "multiple_choice"}
 
 
 def truthful_mass(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """The share of probability that the model puts on TruthfulQA's true answers (MC2).
+    """The share of the model's probability on TruthfulQA's true answers (MC2).
 
     Args:
         doc: a question with ``mc2_targets.labels``, 1 for a true answer.
-        results: the log-likelihood of each answer, and whether it is the greedy one.
+        results: the log-likelihood of each answer, and whether it is the greedy continuation.
     """
     logs = np.array([float(one) for one, _ in results])
     mass = np.exp(logs - logs.max())  # shifted, so that long answers do not underflow
@@ -45,7 +45,7 @@ def truthful_mass(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """A YAML structure with its placeholders replaced: whole strings by any value, parts of strings by text."""
+    """A YAML structure with placeholders replaced: a whole string by any value, a part of a string by text."""
     if isinstance(value, dict):
         return {key: _filled(inner, values) for key, inner in value.items()}
     if isinstance(value, list):
@@ -67,11 +67,11 @@ def _load(folder: Path, name: str, **values: Any) -> dict[str, Any]:
 
 
 def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) -> list[Any]:
-    """All four benchmarks as the harness takes them: the group of MMLU's subjects, and three tasks as dicts.
+    """All four benchmarks as arguments for the harness: the group of MMLU's subjects, and three tasks as dictionaries.
 
     Args:
-        root: the folder that `ether.worlds.facts.write` wrote to.
-        split: reported, or tuning for what hyperparameters are chosen on; no question is in both.
+        root: the output folder of `ether.worlds.facts.write`.
+        split: reported, or tuning for choosing hyperparameters; no question is in both.
         folder: the YAML files.
 
     Raises:
@@ -102,7 +102,7 @@ def tasks(root: Path, split: str = "reported", *, folder: Path = TASK_FOLDER) ->
     for subject in subjects:
         leaf = _load(folder, "mmlu_subject", subject=subject, data_files=file("mmlu", subject))
         group.add(ConfigurableTask(config=leaf))
-    # The group is an object: the harness passes the fields of a group given as a dict on to its tasks, and refuses them.
+    # The group is an object: if it were a dictionary, the harness would pass its fields to the tasks, which reject them.
     made: list[Any] = [group]
     for name, source in SINGLE.items():
         where = file(source, CONFIGURATION[source])

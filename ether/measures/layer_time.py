@@ -1,6 +1,6 @@
-"""Seconds of one adapted layer, forward and backward, on this machine: every method in one run, in turns.
+"""Time of one adapted layer, forward and backward, on this machine; all methods are measured in interleaved rounds.
 
-A short measurement for Table 1, not a benchmark: `benchmarks/layer.py` measures more shapes, memory, and the weight side.
+This is a short measurement for Table 1. `benchmarks/layer.py` measures more shapes, memory, and the weight side.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def layer_times(
 
     Args:
         width: inputs and outputs of the layer.
-        tokens: rows of the one input.
+        tokens: number of rows of the input.
         methods: name -> {type, config} of a PEFT adapter, as in the `adapt` section of a method's YAML.
-        reference: the method that the others' times are divided by, round by round.
-        device: "cpu" (float32) or "cuda" (frozen layer and input in bfloat16, adapters in float32, as PEFT makes them).
-        seconds: no further round starts after this time; there are at least three.
+        reference: the method by whose time the other times are divided in each round.
+        device: "cpu" (float32) or "cuda" (frozen layer and input in bfloat16, adapters in float32, PEFT's default).
+        seconds: no further round starts after this time; there are at least three rounds.
 
     Returns:
         Columns `method`, `seconds` (median over rounds), `ratio` (median of the ratios to `reference` within a round),
         `low` and `high` (quartiles of those ratios), `rounds`.
 
     Raises:
-        ConfigurationError: `reference` is not among the methods, or an unknown PEFT type.
+        ConfigurationError: `reference` is not one of the methods, or unknown PEFT type.
     """
     if reference not in methods:
         raise one_of("reference method", reference, methods)

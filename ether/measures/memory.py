@@ -1,4 +1,4 @@
-"""What one fine-tuning step holds in memory, in bytes, counted on shapes alone."""
+"""Memory of one fine-tuning step, in bytes, counted from shapes on the meta device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ether.silence import quiet
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one step holds at its peak, by purpose; allocator overhead and temporaries are not in it."""
+    """Peak memory of one step in bytes, by purpose, without allocator overhead and temporary tensors."""
 
     parameters: int
     gradients: int
@@ -32,16 +32,17 @@ class Memory:
 
     @property
     def beside_the_model(self) -> int:
-        """What fine-tuning adds to holding the model: gradients, optimiser state and saved activations."""
+        """Memory of fine-tuning in addition to the model: gradients, optimiser state and saved activations."""
         return self.gradients + self.optimiser + self.activations
 
 
 def step_memory(name: str, how: Mapping[str, Any], tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> Memory:
-    """Bytes of one step of transformers' model `name` with AdamW, two float32 states a trained number.
+    """Memory of one step of transformers' model `name` with AdamW, which has two float32 states per trained parameter.
 
-    Arguments as for `ether.measures.flops.adapted_decoder`; `dtype` is the frozen model's, adapters are float32 as PEFT
-    makes them. Activations are what autograd saves for the backward pass, each storage once and weights excepted, with
-    attention in plain matrix products and no checkpointing; a weight rebuilt in every step is saved, and counted.
+    Arguments as for `ether.measures.flops.adapted_decoder`; `dtype` is that of the frozen model, adapters are float32, PEFT's
+    default. Activations are the tensors that autograd saves for the backward pass, without weights and counting each storage
+    once. Attention uses plain matrix products, without gradient checkpointing. A weight that is rebuilt in every step is saved
+    by autograd and counted.
     """
     return _step_memory(name, json.dumps(how, sort_keys=True), tokens, batch, dtype)
 
@@ -62,9 +63,9 @@ def _step_memory(name: str, how: str, tokens: int, batch: int, dtype: torch.dtyp
 
 
 def _saved(model: nn.Module, tokens: int, batch: int) -> int:
-    """Bytes that autograd keeps between forward and backward, without the model's parameters and buffers."""
+    """Bytes that autograd saves between forward and backward, without the model's parameters and buffers."""
     with FakeTensorMode(), quiet():
-        # Tensors without values that report to be on the CPU: unlike meta tensors they pass checks of the device.
+        # Fake tensors without values whose device is the CPU: unlike meta tensors they pass device checks.
         state = {
             key: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
             for key, t in [*model.named_parameters(), *model.named_buffers()]
@@ -75,7 +76,7 @@ def _saved(model: nn.Module, tokens: int, batch: int) -> int:
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage._cdata not in model_storages:
-                saved[storage._cdata] = storage  # kept, so that no later storage has the same address
+                saved[storage._cdata] = storage  # the reference prevents reuse of the address by a later storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,9 +1,9 @@
 """Trainable parameters, counted on models of the real architectures without weights.
 
-`count` gives two numbers for a method: the parameters that are trained when it is applied to the model (PEFT's number), and
+`count` returns two numbers for a method: the number of trainable parameters of the adapted model (as counted by PEFT), and
 the count under a named convention. A convention is a name in `CONVENTIONS` or a sum of `TERMS` written as text ("low-rank",
-"reflection + head"). Each term is a closed form over the shapes of the adapted layers; a layer `d -> f` multiplies a weight W
-of d x f, as in the paper.
+"reflection + head"). Each term is a closed form over the shapes of the adapted layers; a layer `d -> f` has a weight W of
+d x f, as in the paper.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 
 
 def shapes(model: nn.Module, pattern: str) -> tuple[Shape, ...]:
-    """Shapes of the linear layers whose whole name matches `pattern`, as PEFT's target_modules selects them."""
+    """Shapes of the linear layers whose full name matches `pattern`, as for PEFT's target_modules."""
     return tuple(
         Shape(module.in_features, module.out_features)
         for name, module in model.named_modules()
@@ -51,7 +51,7 @@ def low_rank(layers: Sequence[Shape], rank: int) -> int:
 
 
 def adaptive_low_rank(layers: Sequence[Shape], rank: int) -> int:
-    """AdaLoRA with its budget spread evenly: sum of r(d + f + 1), one singular value a triplet (Zhang et al., 2023)."""
+    """AdaLoRA with its budget spread evenly: sum of r(d + f + 1), one singular value per triplet (Zhang et al., 2023)."""
     return sum(rank * (d + f + 1) for d, f in layers)
 
 
@@ -61,12 +61,12 @@ def vector_scales(layers: Sequence[Shape], rank: int) -> int:
 
 
 def reflection(layers: Sequence[Shape]) -> int:
-    """ETHER: sum of d, one unit vector a layer whatever the number of blocks (Sec. 3.2, 3.4)."""
+    """ETHER: sum of d, one vector of d entries per layer for any number of blocks (Sec. 3.2, 3.4)."""
     return sum(d for d, _ in layers)
 
 
 def relaxed_reflection(layers: Sequence[Shape], sides: str = "both") -> int:
-    """ETHER+: two vectors u, v a side; sum of 2d on the input, 2f on the output, 2(d + f) on both (Sec. 3.3)."""
+    """ETHER+: two vectors u, v per side; sum of 2d on the input, 2f on the output, 2(d + f) on both (Sec. 3.3)."""
     per_layer = {"input": lambda d, f: 2 * d, "output": lambda d, f: 2 * f, "both": lambda d, f: 2 * (d + f)}
     if sides not in per_layer:
         raise one_of("sides", sides, per_layer)
@@ -74,25 +74,25 @@ def relaxed_reflection(layers: Sequence[Shape], sides: str = "both") -> int:
 
 
 def orthogonal_half(layers: Sequence[Shape], block: Callable[[int], int]) -> int:
-    """OFT as App. C counts it, half of the trained tensors: sum of n b^2 / 2 with b = d / n."""
+    """OFT as counted in App. C, half of the trained tensors: sum of n b^2 / 2 with b = d / n."""
     return sum(d * block(d) // 2 for d, _ in layers)
 
 
 def orthogonal_skew(layers: Sequence[Shape], block: Callable[[int], int], factors: int = 1) -> int:
     """OFT's degrees of freedom, the strict upper triangle of each skew-symmetric block: sum of n b(b - 1) / 2.
 
-    BOFT has `factors` (its m) such block-diagonal matrices a layer (Liu et al., 2023).
+    BOFT has `factors` (its m) such block-diagonal matrices per layer (Liu et al., 2023).
     """
     return factors * sum(d * (block(d) - 1) // 2 for d, _ in layers)
 
 
 def block_diagonal(layers: Sequence[Shape], block: Callable[[int], int]) -> int:
-    """Full square blocks: sum of n b^2. What official OFT trains and Naive both trains and needs (Sec. 5.3)."""
+    """Full square blocks: sum of n b^2. The trained tensors of official OFT and of Naive (Sec. 5.3)."""
     return sum(d * block(d) for d, _ in layers)
 
 
 def outputs(layers: Sequence[Shape]) -> int:
-    """One scalar an output neuron: sum of f (OFT's magnitude re-fitting; a scale or a bias)."""
+    """One scalar per output neuron: sum of f (OFT's magnitude re-fitting; a scale or a bias)."""
     return sum(f for _, f in layers)
 
 
@@ -103,7 +103,7 @@ def bottleneck(hidden: int, size: int, places: int, bias: bool = True) -> int:
 
 @dataclass(frozen=True)
 class Site:
-    """What a term is computed from: the model, the shapes of its adapted layers, and the method's settings."""
+    """The arguments of a term: the model, the shapes of its adapted layers, and the method's settings."""
 
     model: nn.Module
     layers: tuple[Shape, ...]
@@ -111,7 +111,7 @@ class Site:
     head: tuple[str, ...]
 
     def setting(self, *names: str, default: Any = None) -> Any:
-        """The first of these settings that the method gives, else the default; raises ConfigurationError without either."""
+        """The first of these settings in the method's config, or the default; raises ConfigurationError if there is neither."""
         for name in names:
             if self.config.get(name):
                 return self.config[name]
@@ -133,7 +133,7 @@ class Site:
         return int(d // blocks)
 
     def backbone(self) -> nn.Module:
-        """The model without the task's head and pooler where it has them (transformers' `base_model`)."""
+        """The model without head and pooler (transformers' `base_model`)."""
         return getattr(self.model, "base_model", self.model)
 
     def in_head(self) -> int:
@@ -175,7 +175,7 @@ TERMS: dict[str, Callable[[Site], int]] = {
     "outputs": lambda site: outputs(site.layers),
 }
 
-# Sums of terms that rows of the paper's tables need, by name.
+# Named sums of terms, used for rows of the paper's tables.
 CONVENTIONS: dict[str, str] = {
     "reflection-with-head": "reflection + head",
     "skew-plus-outputs": "orthogonal-skew + outputs",
@@ -199,7 +199,7 @@ def by_convention(site: Site, convention: str) -> int:
 
 @dataclass(frozen=True)
 class Count:
-    """The number of a method's parameters: under a convention, and as trained (head included)."""
+    """The number of a method's parameters: under a convention, and as trained (including the head)."""
 
     exact: int  # under the convention
     trained: int
@@ -207,14 +207,14 @@ class Count:
     note: str = ""
 
 
-# Steps that a `$name` in a method's config may refer to. They change no shape, so any valid number serves.
+# Step counts that a `$name` in a method's config may refer to. They change no shape, so any valid number can be used.
 _STEPS = 100
 
 
 def settings(adapt: Mapping[str, Any]) -> dict[str, Any]:
     """The `config` of a method's `adapt` section with a valid number for each `$name`, a hyperparameter of the run.
 
-    No such hyperparameter changes a shape: step counts are those of a run of 100 steps, everything else (dropout) is 0.
+    These hyperparameters change no shape: step counts are those of a run of 100 steps, all others (dropout) are 0.
     """
     neutral = methods.step_values(_STEPS)
     found = (adapt.get("config") or {}).items()
@@ -222,7 +222,7 @@ def settings(adapt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def site(method: Mapping[str, Any], architecture_name: str, layer_set: str | None = None, **head: int) -> Site:
-    """What the terms are computed from, for a method at an architecture. Arguments as for `count`."""
+    """The arguments of the terms for a method and an architecture. Arguments as for `count`."""
     entry = architecture(architecture_name)
     how = {key: value for key, value in method["adapt"].items() if key != "config"}
     set_name = layer_set or how.get("layers") or entry.layer_set
@@ -240,16 +240,17 @@ def count(
     adapt: Callable[[nn.Module, Mapping[str, Any]], nn.Module] | None = None,
     **head: int,
 ) -> Count:
-    """Counts a method's parameters at a real architecture.
+    """Counts a method's parameters for an architecture.
 
     Args:
-        method: a method as its YAML gives it: `adapt: {kind, type, config}`, and optionally
+        method: content of a method's YAML: `adapt: {kind, type, config}`, and optionally
             `parameters: {convention, note}`.
         architecture_name: a key of ARCHITECTURES.
-        convention: how to count; by default the method's `parameters.convention`, else what is trained.
-        layer_set: a name in ether.methods.layer_sets; by default the one the paper adapts in that architecture.
-        adapt: (model, the method's `adapt` section) -> adapted model, used in place of `ether.methods.adapt`; it is
-            called on the meta model, with the meta device as default.
+        convention: counting convention; by default the method's `parameters.convention` or, without one, the number of trained
+            parameters.
+        layer_set: a name in ether.methods.layer_sets; by default the layer set that the paper adapts in that architecture.
+        adapt: (model, the method's `adapt` section) -> adapted model, used instead of `ether.methods.adapt`; it is
+            called with the meta model and the meta device as default device.
         head: passed to `meta_model`.
 
     Raises:
@@ -287,13 +288,13 @@ def count(
 
 @functools.cache
 def _reference(name: str, head: tuple[tuple[str, int], ...]) -> nn.Module:
-    """The meta model without adapters, shared by everything that only reads its shapes."""
+    """The meta model without adapters, cached for functions that only read its shapes."""
     return meta_model(name, **dict(head))
 
 
 @functools.lru_cache(maxsize=256)
 def _peft_count(name: str, peft_type: str, config: str, pattern: str, head: tuple[tuple[str, int], ...]) -> int:
-    """`get_nb_trainable_parameters` of the adapted meta model (cached: its arguments decide it)."""
+    """`get_nb_trainable_parameters` of the adapted meta model (cached)."""
     from peft import get_peft_model
 
     config_class = methods.peft_config_class(peft_type)
@@ -317,7 +318,7 @@ def _trained(
     head: Mapping[str, int],
     measure: Callable[[Any], int] = methods.trainable,
 ) -> int:
-    """`measure` of a fresh meta model after `adapt`, with the adapter's tensors on the meta device where that works."""
+    """`measure` of a new meta model after `adapt`, with the adapter's tensors on the meta device if that is possible."""
 
     def on(device: str, values: bool = False, **layers: int) -> int:
         bare = architecture(name).build(**head, **layers) if values else meta_model(name, **head, **layers)
@@ -332,8 +333,8 @@ def _trained(
     total = architecture(name).layers
     if not total:
         return on("cpu")
-    # BOFT reads the values of its d x d permutations, so they must exist, and SHiRA those of the weight, too. Transformer
-    # layers are alike: the counts of one and two of them give that of all.
+    # BOFT reads the values of its d x d permutations, and SHiRA those of the weight, so they must be allocated. All transformer
+    # layers are identical: the total is extrapolated from the counts of one and two layers.
     try:
         one, two = (on("cpu", layers=count) for count in (1, 2))
     except (RuntimeError, NotImplementedError) as error:

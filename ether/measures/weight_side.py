@@ -1,7 +1,7 @@
 """The adapters on the weight side: W is transformed and then used, as in the paper and its released code.
 
-This package works on activations instead (`ether.reflection`). The modules here are for comparison: `ether.measures.flops`
-counts them for Table 1, and benchmarks measure them. Their parameters are not initialised.
+The adapters of this package transform activations instead (`ether.reflection`). These modules are used for comparison:
+`ether.measures.flops` counts their operations for Table 1, and benchmarks measure them. Their parameters are not initialised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ether.errors import ConfigurationError, one_of
 
 
 class BlockMultiplier(nn.Module):
-    """W (f, d) -> M W with M block-diagonal, n blocks of side f / n; subclasses compute the blocks from parameters.
+    """W (f, d) -> M W with M block-diagonal, n blocks of size f / n; subclasses compute the blocks from parameters.
 
     size: f; other_side: d, by default f.
     """
@@ -63,7 +63,7 @@ class RelaxedReflection(BlockMultiplier):
 
 
 class TwoSided(nn.Module):
-    """W (f, d) -> M1 W M2, a multiplier for each side (Sec. 3.3)."""
+    """W (f, d) -> M1 W M2, with a multiplier on each side (Sec. 3.3)."""
 
     def __init__(self, size: int, n: int, other_side: int | None = None) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Orthogonal(BlockMultiplier):
 
 
 class DenseOrthogonal(Orthogonal):
-    """The same matrix with all its zeros, multiplied as a whole, as in official OFT."""
+    """OFT with the block-diagonal matrix multiplied as a dense matrix, as in official OFT."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.block_diag(*self.blocks().to(weight.dtype)) @ weight
@@ -119,7 +119,7 @@ class WeightSideLinear(nn.Module):
 
 
 def put_on(model: nn.Module, pattern: str, rule: str, size: int) -> nn.Module:
-    """Freezes `model` and wraps every linear layer whose whole name matches `pattern`; returns the same model."""
+    """Freezes `model` and wraps every linear layer whose full name matches `pattern`; returns the same model."""
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and re.fullmatch(pattern, name):

@@ -1,1 +1,1 @@
-"""Methods: from a file of ``workflow/methods`` to an adapted model. Nothing here knows an experiment."""
+"""Methods: adapting a model as a file of ``workflow/methods`` describes. Independent of the experiments."""

@@ -1,7 +1,7 @@
-"""From the ``adapt`` section of a method's YAML file to an adapted model. Knows every kind of adaptation and no experiment.
+"""Adapts a model according to the ``adapt`` section of a method's YAML file.
 
-``kind: peft`` covers any PEFT type, ETHER included. The other kinds are full fine-tuning, BitFit, the linear probe, the
-bottleneck adapters of `ether.methods.bottleneck`, and ``none``: the pretrained model as it is.
+``kind: peft`` covers any PEFT type, including ETHER. The other kinds are full fine-tuning, BitFit, the linear probe, the
+bottleneck adapters of `ether.methods.bottleneck`, and ``none``, the unchanged pretrained model.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ KINDS = ("peft", "full", "bitfit", "linear-probe", "bottleneck", "none")
 
 # --- PEFT ------------------------------------------------------------------------------------------------------
 
-# What a method's YAML may not set, since the experiment decides it:
+# Arguments that a method's YAML must not set, because the experiment sets them.
 RESERVED = ("task_type", "modules_to_save", "peft_type", "inference_mode", "base_model_name_or_path")
-# Types that put trained vectors before the tokens of a text -> the task types whose models PEFT can do this for
+# Types that prepend trained vectors to the tokens of a text -> the task types that PEFT supports for them
 PROMPT_LEARNING = {
     "PROMPT_TUNING": ("SEQ_CLS", "CAUSAL_LM"),
     "P_TUNING": ("SEQ_CLS", "CAUSAL_LM"),
-    "PREFIX_TUNING": ("CAUSAL_LM",),  # these two go into the key-value cache, which encoders do not have
+    "PREFIX_TUNING": ("CAUSAL_LM",),  # these two use the key-value cache, which encoders do not have
     "CARTRIDGE": ("CAUSAL_LM",),
 }
-# Types that PEFT builds but that cannot be trained on the batches of an experiment -> what they need
+# Types that PEFT builds but that cannot be trained on the batches of an experiment -> the data they need
 NEEDS_MORE = {
     "MULTITASK_PROMPT_TUNING": "the number of a task (`task_ids`) with every example",
     "POLY": "the number of a task (`task_ids`) with every example",
@@ -44,7 +44,7 @@ NEEDS_MORE = {
 
 
 def peft_config_class(name: str) -> type[peft.PeftConfig]:
-    """The config class of a PEFT type, ETHER and NAIVE included.
+    """The config class of a PEFT type, including ETHER and NAIVE.
 
     Raises:
         ConfigurationError: PEFT has no such type.
@@ -63,7 +63,7 @@ def check_arguments(method: str, adapt: Mapping[str, Any]) -> None:
         adapt: its ``adapt`` section.
 
     Raises:
-        ConfigurationError: unknown PEFT type or argument, an argument that the experiment decides, or a type that needs
+        ConfigurationError: unknown PEFT type or argument, an argument that the experiment sets, or a type that needs
             data that no experiment has.
     """
     if adapt["kind"] != "peft":
@@ -79,7 +79,7 @@ def check_arguments(method: str, adapt: Mapping[str, Any]) -> None:
     arguments = adapt.get("config", {})
     for name in arguments:
         if name in RESERVED:
-            raise ConfigurationError(f"{where} sets adapt.config.{name}, which the experiment decides: remove it.")
+            raise ConfigurationError(f"{where} sets adapt.config.{name}, which the experiment sets: remove it.")
         if name not in fields:
             raise one_of(f"{adapt['type']} parameter", name, set(fields) - set(RESERVED), where)
     if "num_virtual_tokens" in fields and adapt["type"] in PROMPT_LEARNING and not arguments.get("num_virtual_tokens"):
@@ -114,7 +114,7 @@ def step_values(total_steps: int) -> dict[str, int]:
 
 
 def _check_prompt_learning(name: str, config_class: type[peft.PeftConfig], task_type: str | None) -> None:
-    """Refuses prompt-learning types for models whose forward pass PEFT cannot put the trained vectors into."""
+    """Raises a ConfigurationError for prompt-learning types on models for which PEFT does not support them."""
     if not issubclass(config_class, peft.PromptLearningConfig):
         return
     if name in NEEDS_MORE:
@@ -123,14 +123,14 @@ def _check_prompt_learning(name: str, config_class: type[peft.PeftConfig], task_
     if task_type not in possible:
         model = f"a model with task type {task_type}" if task_type else "a model that reads no text tokens"
         raise ConfigurationError(
-            f"PEFT type {name} puts trained vectors before the tokens of a text, which PEFT can do for the task types "
+            f"PEFT type {name} prepends trained vectors to the tokens of a text, which PEFT supports for the task types "
             f"{' and '.join(possible) or '(none here)'} only; this experiment adapts {model}. Remove this experiment from "
             "`training` of the method's file, or leave the method out of the experiment's `methods`."
         )
 
 
 def _check_block_sizes(model: nn.Module) -> None:
-    """Refuses blocks of one element: a reflection of one dimension is -1, whatever its vector; ETHER+'s is 1."""
+    """Raises a ConfigurationError for blocks of size 1: the block is -1 (ETHER) or 1 (ETHER+), independent of its vectors."""
     for name, layer in model.named_modules():
         if not isinstance(layer, EtherLayer):
             continue
@@ -157,11 +157,11 @@ def _with_peft(
     _check_prompt_learning(name, config_class, task_type)
     arguments = resolve(how.get("config", {}), values)
     fields = {f.name for f in dataclasses.fields(config_class)}
-    if "target_modules" in fields:  # a method that adapts no linear layers (LN_TUNING) sets it itself
+    if "target_modules" in fields:  # a method that adapts no linear layers (LN_TUNING) sets it
         arguments.setdefault("target_modules", layer_set(architecture(model), how.get("layers", layers)))
     if head:
         if "modules_to_save" not in fields:
-            raise ConfigurationError(f"PEFT type {name} cannot train the head {', '.join(head)} beside it.")
+            raise ConfigurationError(f"PEFT type {name} cannot train the head {', '.join(head)} in addition to the adapter.")
         arguments["modules_to_save"] = list(head)
     try:
         config = config_class(task_type=task_type, **arguments)
@@ -170,18 +170,18 @@ def _with_peft(
         raise
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and any(p.is_meta for p in model.parameters()):
-            raise  # SHiRA and others compute with the weights' values; with real weights they may well work
-        raise ConfigurationError(f"PEFT refuses {name} with {arguments}: {type(error).__name__}: {error}") from error
+            raise  # SHiRA and others read the values of the weights, which the meta device does not have
+        raise ConfigurationError(f"PEFT rejects {name} with {arguments}: {type(error).__name__}: {error}") from error
     _check_block_sizes(adapted)
     return adapted
 
 
-# --- the one entry ---------------------------------------------------------------------------------------------
+# --- adaptation ------------------------------------------------------------------------------------------------
 
 
 def architecture(model: nn.Module) -> str:
-    """The name by which `ether.methods.layer_sets` knows a model: transformers' ``model_type``, or "unet" for diffusers' UNets,
-    whose configuration has none.
+    """The key of a model in `ether.methods.layer_sets`: transformers' ``model_type``, or "unet" for diffusers' UNets, whose
+    configuration has none.
 
     Raises:
         ConfigurationError: the model's configuration has neither.
@@ -206,24 +206,24 @@ def adapt(
     task_type: str | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Prepares a pretrained model for tuning with one method: freezes what is not trained, adds what is.
+    """Prepares a pretrained model for tuning with one method: freezes parameters and adds the adapter.
 
     Args:
         model: a transformers or diffusers model; `architecture` chooses the layer names.
         how: the ``adapt`` section of a method's YAML.
         layers: named layer set that PEFT types adapt (`ether.methods.layer_sets`), unless ``how`` names another one.
-        head: names of modules trained in full beside any adapter.
-        task_type: PEFT's task type, as "SEQ_CLS".
-        values: hyperparameters that ``$name`` in the method's config may stand for.
+        head: names of modules that are trained in full in addition to the adapter.
+        task_type: PEFT's task type, such as "SEQ_CLS".
+        values: hyperparameters that replace ``$name`` in the method's config.
 
     Returns:
         The model to train; for PEFT types a ``PeftModel`` around the one given.
 
     Raises:
         ConfigurationError: unknown kind, type, parameter, layer set or head; a block count that does not divide a
-            dimension, or makes blocks of size 1; a prompt-learning type for a model that it does not fit; anything else
-            that PEFT refuses.
-        RuntimeError: torch's own, where the model is on the meta device and this PEFT type reads the weights' values.
+            dimension, or gives blocks of size 1; a prompt-learning type that the model does not support; any other error
+            that PEFT raises.
+        RuntimeError: raised by torch if the model is on the meta device and this PEFT type reads the values of the weights.
     """
     kind, head = how["kind"], how.get("head", head)
     if kind not in KINDS:
@@ -239,7 +239,7 @@ def adapt(
     model.requires_grad_(kind == "full")
     if kind == "bitfit":
         encoder: Any = model.base_model
-        for name, parameter in encoder.named_parameters():  # the encoder's biases; the head is trained whole or not at all
+        for name, parameter in encoder.named_parameters():  # biases of the encoder; the head is trained completely or not at all
             parameter.requires_grad_(name.endswith("bias"))
     elif kind == "bottleneck":
         add_bottlenecks(model, how, model_type)
@@ -254,12 +254,12 @@ def adapt(
 
 
 def trainable(model: nn.Module) -> int:
-    """Number of parameters that get a gradient, head included."""
+    """Number of parameters that get a gradient, including the head."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def total(model: nn.Module) -> int:
-    """Number of the model's parameters, without the second copy PEFT keeps of a head that is trained in full."""
+    """Number of the model's parameters, without PEFT's second copy of a head that is trained in full."""
     copies = {
         id(p)
         for module in model.modules()

@@ -1,8 +1,8 @@
 """PEFT's BOFT with all its butterfly factors, on every device.
 
-PEFT puts BOFT's blocks on the diagonal with a CUDA extension that it compiles on first use, and where that fails
-(no compiler, no GPU) it falls back to ONE butterfly factor with only a warning: another method under the same name.
-The extension's two functions are a few lines of plain torch, so they are given here and nothing is compiled.
+PEFT builds BOFT's block-diagonal matrices with a CUDA extension that it compiles on first use. If this fails (no
+compiler, no GPU), PEFT uses a single butterfly factor and warns, which is a different method under the same name. This
+module implements the extension's two functions in plain torch, so nothing is compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from peft.tuners.boft import layer as peft_boft
 
 
 class TorchBlockDiagonal:
-    """Stands in for PEFT's compiled extension ``fbd_cuda``: same two functions, same shapes."""
+    """Replaces PEFT's compiled extension ``fbd_cuda``, with the same two functions and shapes."""
 
     @staticmethod
     def forward(blocks: torch.Tensor) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ class TorchBlockDiagonal:
 
 
 def install() -> None:
-    """Makes PEFT use the plain torch functions; nothing is compiled, and no factor is dropped."""
+    """Makes PEFT use the plain torch functions, without compilation and with all factors."""
     peft_boft._FBD_CUDA = TorchBlockDiagonal  # type: ignore[assignment]
 
 

@@ -17,7 +17,7 @@ class Bottleneck(nn.Module):
     """Wraps the output projection of a sub-layer: ``y = W x + b`` becomes ``y + up(act(down(y)))``.
 
     Shapes: input (..., d_in), output (..., d_out). ``down`` maps d_out to size, ``up`` maps size to d_out and starts at
-    zero, so that the wrapped model starts as the pretrained one (Houlsby et al. 2019, Sec. 2.1 asks for near-identity).
+    zero, so that the wrapped model initially equals the pretrained one (Houlsby et al. 2019, Sec. 2.1: near-identity).
     """
 
     def __init__(self, base: nn.Linear, size: int, activation: str) -> None:
@@ -33,7 +33,7 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Output of the frozen projection with the bottleneck's correction added."""
+        """Output of the frozen projection plus the bottleneck's correction."""
         y = self.base(x)
         return y + self.up(self.act(self.down(y)))
 
@@ -53,7 +53,7 @@ def add_bottlenecks(model: nn.Module, how: Mapping[str, Any], model_type: str) -
     if outputs is None:
         raise one_of("architecture", model_type, BLOCK_OUTPUTS, "ether/methods/layer_sets.py, BLOCK_OUTPUTS")
     patterns = [re.compile(outputs[place]) for place in how["after"]]
-    # "output.dense" is also the end of "attention.output.dense": only the attention pattern tells them apart.
+    # "output.dense" is also the end of "attention.output.dense"; the attention pattern distinguishes them.
     attention = re.compile(outputs["attention"])
     for name, module in list(model.named_modules()):
         if not any(pattern.fullmatch(name) for pattern in patterns):

@@ -1,7 +1,7 @@
 """Named sets of adapted linear layers, by architecture.
 
-The paper never spells its layer sets out; its parameter counts reveal them. A set is a regular expression in the
-form PEFT takes as ``target_modules`` (matched against the whole module name).
+The paper does not list its layer sets; they are inferred from its parameter counts. A set is a regular expression for
+PEFT's ``target_modules`` (matched against the whole module name).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYER_SETS: dict[str, dict[str, str]] = {
         "query-value": _BERT_LAYER + r"attention\.self\.(query|value)",
         "attention": _BERT_LAYER + r"attention\.(self\.(query|key|value)|output\.dense)",
     },
-    # Instruction tuning, Tables 5 and 10: q and v (revealed by the counts, not stated)
+    # Instruction tuning, Tables 5 and 10: q and v (inferred from the counts, not stated)
     "llama": {"query-value": r".*layers\.\d+\.self_attn\.(q|v)_proj"},
     "phi": {
         "query-value": r".*layers\.\d+\.self_attn\.(q|v)_proj",
@@ -43,7 +43,7 @@ LAYER_SETS: dict[str, dict[str, str]] = {
     },
 }
 
-# The transformer blocks that bottleneck adapters are put into: module names of the two residual sub-layers' outputs
+# The transformer blocks to which bottleneck adapters are added: module names of the outputs of the two residual sub-layers
 BLOCK_OUTPUTS: dict[str, dict[str, str]] = {
     "deberta-v2": {
         "attention": _BERT_LAYER + r"attention\.output\.dense",
@@ -60,7 +60,8 @@ def layer_set(model_type: str, name: str) -> str:
     """The regular expression of a named layer set.
 
     Raises:
-        ConfigurationError: unknown architecture or set; the message lists those that are known.
+        ConfigurationError: unknown architecture or set; the message lists the known ones.
+
     """
     if model_type not in LAYER_SETS:
         raise one_of("architecture", model_type, LAYER_SETS, "ether/methods/layer_sets.py (add its layer sets there)")

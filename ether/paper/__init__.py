@@ -1,1 +1,1 @@
-"""What the paper printed, and how the suite's own numbers compare with it."""
+"""The numbers and claims of the paper, and their comparison with the numbers of this suite."""

@@ -1,8 +1,8 @@
-"""The paper's #params column beside exact counts: which rows match, which only by truncation, which do not, and why.
+"""Comparison of the paper's #params column with exact counts: match, match by truncation or mismatch, with the reason.
 
-What a method is, and by which convention its parameters are counted, is in its file under workflow/methods. `counts.yaml` adds
-what is peculiar to a printed row: the architecture and the layers, a convention that only this row needs, and the reason. The
-counting is `ether.measures.parameters`; the printed digits are in `published.yaml`. Results are kept by `ether.measures.cache`.
+A method and its counting convention are defined in its file under workflow/methods. `counts.yaml` adds the properties of a
+printed row: the architecture and the layers, a convention that only this row uses, and the reason. `ether.measures.parameters`
+counts, the printed digits are in `published.yaml`, and `ether.measures.cache` stores the results.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FILE = Path(__file__).with_name("counts.yaml")
 COLUMN = "#params"
 NOT_PRINTED = "not printed"
 ROW_KEYS = ("method", "convention", "alternatives", "layer_set", "label", "printed", "why")
-_CODE = ("ether.measures.parameters", "ether.tuners")  # what decides a count: PEFT finds ETHER in the tuners
+_CODE = ("ether.measures.parameters", "ether.tuners")  # the code that determines a count; PEFT uses the tuners for ETHER
 
 
 @dataclass(frozen=True)
 class CountedRow:
-    """One row of a #params column: what is counted, how, and the result."""
+    """One row of a #params column: method, counting convention and result."""
 
     method: str  # the stem of its file
     label: str
-    printed: str  # the paper's digits; '-' where it prints none
-    convention: str  # "trained" where the method's file names none
+    printed: str  # the paper's digits; '-' if it prints none
+    convention: str  # "trained" if the method's file has no convention
     exact: int  # the count under the convention
-    trained: int  # what is trained when the method is applied to the architecture, head included
+    trained: int  # number of trained parameters when the method is applied to the architecture, including the head
     verdict: str  # match | truncated | mismatch | not printed
     alternatives: str  # other conventions with their counts and verdicts
     architecture: str
@@ -61,7 +61,7 @@ def _tables() -> dict[str, dict[str, Any]]:
 
 
 def tables() -> tuple[str, ...]:
-    """The names that `counted_rows` takes: the tables with a #params column, table 6, and the "encoder" of App. C.2."""
+    """The table names of `counted_rows`: the tables with a #params column, table 6, and the "encoder" of App. C.2."""
     return tuple(_tables())
 
 
@@ -72,12 +72,12 @@ def _spec(table: str) -> dict[str, Any]:
 
 
 def counted_rows(table: str) -> list[CountedRow]:
-    """The rows that counts.yaml lists for a table, counted. Raises ConfigurationError for an unknown table or method."""
+    """The counts of a table's rows in counts.yaml. Raises ConfigurationError for an unknown table or method."""
     return [_counted(table, row) for row in _spec(table)["rows"]]
 
 
 def counted_method(table: str, method: str) -> CountedRow:
-    """A method counted as a table counts it: by its row, or, where the paper has none, by the convention of its file.
+    """The count of a method for a table: by its row, or, if the paper has no such row, by the convention of the method's file.
 
     Raises ConfigurationError for an unknown table or method, or a method that cannot be applied to the architecture.
     """
@@ -95,7 +95,7 @@ def by_convention(table: str, method: str, convention: str) -> int:
 
 
 def published_counts(table: str) -> pd.DataFrame:
-    """`counted_rows` as a frame, a column for each field of CountedRow."""
+    """`counted_rows` as a frame, with one column per field of CountedRow."""
     return pd.DataFrame([dataclasses.asdict(row) for row in counted_rows(table)])
 
 
@@ -127,7 +127,7 @@ def _counted(table: str, row: Mapping[str, Any]) -> CountedRow:
 
 
 def _counts(adapt: Mapping[str, Any], architecture: str, layer_set: str, conventions: Sequence[str]) -> dict[str, int]:
-    """The number of trained parameters, under "trained", and the counts by the conventions."""
+    """The number of trained parameters, under "trained", and the counts under the conventions."""
 
     def compute() -> dict[str, float]:
         from ether.measures import parameters
@@ -145,9 +145,9 @@ def _verdict(exact: int, printed: str) -> str:
 
 
 def fill(methods: Mapping[str, Sequence[str]]) -> list[str]:
-    """Counts, and so stores, every row of counts.yaml and further methods of its tables: {table: methods}.
+    """Counts and stores every row of counts.yaml and further methods of its tables: {table: methods}.
 
-    Returns a line for each that cannot be counted, with the reason.
+    Returns one line, with the reason, for each method that cannot be counted.
     """
     failed = []
     for table in tables():

@@ -1,7 +1,7 @@
-"""Table 1 recomputed: the paper's TFLOPs under the convention that gives them, and the cost of the same adapters here.
+"""Table 1 recomputed: the paper's TFLOPs under the convention that gives them, and the cost of the same adapters in this package.
 
-What a method is comes from its file under workflow/methods; the counting is `ether.measures.flops` and `ether.measures.memory`,
-whose results are kept by `ether.measures.cache`.
+A method is defined in its file under workflow/methods. `ether.measures.flops` and `ether.measures.memory` count, and
+`ether.measures.cache` stores the results.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from ether.errors import one_of
 from ether.measures.cache import cached
 from ether.paper.published import EMPTY, load, prints_as
 
-# Column prefix in published.yaml -> decoder, and the sequence length T that gives the printed digits. The paper only
-# says "longest sequence length": 256 is its truncation for Llama (Sec. 5.2.2); Phi's 1044 is inferred, since 1043 and
-# 1045 each miss printed digits.
+# Column prefix in published.yaml -> decoder, and the sequence length T that gives the printed digits. The paper only states
+# "longest sequence length": 256 is its truncation for Llama (Sec. 5.2.2); Phi's 1044 is inferred, since 1043 and 1045 do not
+# give all printed digits.
 MODELS = {"Phi-1.5": ("phi-1.5", 1044), "Llama-2-7B": ("llama-2-7b", 256)}
 LENGTHS = tuple(sorted({tokens for _, tokens in MODELS.values()}))
-REFERENCE = "lora"  # the method that costs are divided by
+REFERENCE = "lora"  # costs are divided by those of this method
 DENSE = "oft-n256"  # in Table 1 with its matrix written out and multiplied as a whole, as in its official code
 GIB = 2**30
 
 Side = Literal["weight", "activations"]
-_CODE = ("ether.measures.memory", "ether.tuners")  # what decides a count: memory imports flops, PEFT finds ETHER in the tuners
+_CODE = ("ether.measures.memory", "ether.tuners")  # the code that determines a count; memory imports flops
 
 _NINE = (
-    "9.13 is exactly one more product of two 2048 x 2048 matrices for each adapted weight than adapting query and "
-    "value takes: the cost of adapting query, key and value, or of a third dense pass; the count cannot decide which."
+    "9.13 is exactly the cost of adapting query and value plus one more product of two 2048 x 2048 matrices per adapted "
+    "weight: either query, key and value are adapted, or there is a third dense pass; the count does not decide which."
 )
 _DENSE = (
-    "Only if the block-diagonal matrix is written out with all its zeros and multiplied as a whole, as in official OFT; "
-    "block by block, as ETHER is counted in the same table, OFT with 256 blocks costs less than any ETHER row."
+    "Only if the block-diagonal matrix is multiplied as a dense matrix, as in official OFT. If it is multiplied block by "
+    "block, as ETHER in the same table, OFT with 256 blocks costs less than any ETHER row."
 )
-_DROP = "Recomputed from the TFLOPs of the table, the drop rounds to one less."
+_DROP = "Recomputed from the TFLOPs of the table, the rounded drop is smaller by one."
 
 
 def methods() -> tuple[str, ...]:
-    """The methods of Table 1, by stem, in its order."""
+    """The stems of the methods of Table 1, in its order."""
     return load()["table1"].methods
 
 
@@ -50,7 +50,7 @@ def adapt(method: str) -> dict[str, Any]:
 
 
 def one_block(method: str) -> str:
-    """The method with one block that a drop of Table 1 refers to: 'ether-plus-n32' -> 'ether-plus-n1'."""
+    """The one-block method to which a drop in Table 1 refers: 'ether-plus-n32' -> 'ether-plus-n1'."""
     return f"{method.rpartition('-')[0]}-n1"
 
 
@@ -61,12 +61,12 @@ def tflops(model: str, method: str, tokens: int, side: Side = "weight", *, adapt
         model: a key of `ether.measures.flops.STACKS`.
         method: stem of the method's file: LORA, ETHER or OFT.
         tokens: length of the sequence.
-        side: "weight" rebuilds the adapted weights in every step, as in the paper; "activations" runs the adapters of
+        side: "weight": the adapted weights are rebuilt in every step, as in the paper; "activations": the adapters of
             PEFT and of this package.
-        adapted, dense: on the weight side, which of q, k, v are adapted, and whether OFT's matrix is multiplied as a whole.
+        adapted, dense: for the weight side, the adapted projections (subset of "qkv"), and whether OFT's matrix is dense.
 
     Raises:
-        ConfigurationError: unknown model or method, or a method that has no weight side.
+        ConfigurationError: unknown model or method, or a method without a weight side.
     """
 
     def compute() -> dict[str, float]:
@@ -84,9 +84,9 @@ def tflops(model: str, method: str, tokens: int, side: Side = "weight", *, adapt
 
 
 def gib(model: str, method: str, tokens: int, side: Side = "weight", *, dense: bool = False) -> float:
-    """GiB that one step holds beside a bfloat16 model: gradients, AdamW's states and saved activations.
+    """Memory of one step in GiB, in addition to a bfloat16 model: gradients, AdamW's states and saved activations.
 
-    Arguments and errors as for `tflops`; NaN for LoRA on the weight side, which it does not rebuild.
+    Arguments and errors as for `tflops`; NaN for LoRA on the weight side, because LoRA does not rebuild the weight.
     """
 
     def compute() -> dict[str, float]:
@@ -111,7 +111,7 @@ def _known(side: str) -> str:
 
 
 def published_tflops() -> pd.DataFrame:
-    """Every cell of Table 1 beside its count: T = 256 for Llama-2-7B, 1044 for Phi-1.5, weight side, query and value.
+    """Every cell of Table 1 with its count: T = 256 for Llama-2-7B, 1044 for Phi-1.5, weight side, query and value.
 
     Columns: `method`, `column` (as in published.yaml), `tokens`, `printed`, `exact` (TFLOPs or per cent), `verdict`
     (match, truncated, mismatch), `alternative` (the value under a second reading of the cell, or NaN),
@@ -162,10 +162,10 @@ def _row(method: str, column: str, tokens: int, exact: float, second: float, rea
 
 
 def at_equal_length(tokens: int, only: Sequence[str] = ()) -> pd.DataFrame:
-    """Both models at one sequence length T, evaluated both ways: a row a model and method, one sequence a step.
+    """Both models at one sequence length T, on weights and on activations: one row per model and method, one sequence per step.
 
     Columns: `method`, `model`, `tokens`; `weight_side_tflops` under Table 1's convention; `tflops` with the adapters of
-    PEFT and of this package on activations (reflections included by formula); `over_lora`, tflops divided by LoRA's;
+    PEFT and of this package on activations (including reflections, by formula); `over_lora`, tflops divided by LoRA's;
     `weight_side_gib` and `gib`, see the function `gib`. LoRA differs by 0.1 % between the two tflops columns because query,
     key and value are one matrix in the first and three in the second.
 

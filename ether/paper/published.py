@@ -1,6 +1,6 @@
 """The numbers of the paper's Tables 1-12 as data: `published.yaml` read into typed tables.
 
-A row is named by the stem of its method's file, or of a reference row that is no method.
+A row is named by the stem of its method's file, or by the stem of a reference row, which is not a method.
 
 >>> from ether.paper.published import load
 >>> load()["table4"].value("ether-plus", "Avg")
@@ -24,7 +24,7 @@ from ether import config
 from ether.errors import ConfigurationError, one_of
 
 FILE = Path(__file__).with_name("published.yaml")
-# Kinds of columns, with the decimals of our values in them; None: as many as the value needs.
+# Kinds of columns, with the decimals of our values; None: the shortest exact representation.
 DIGITS: dict[str, int | None] = {
     "parameters": 0,
     "tflops": 2,
@@ -35,7 +35,7 @@ DIGITS: dict[str, int | None] = {
     "setting": None,
 }
 EMPTY = "-"
-BEST = ", best"  # suffix of a column with the same measure at the chosen checkpoint
+BEST = ", best"  # suffix of a column with the same metric at the chosen checkpoint
 _UNITS = {"K": Decimal(10**3), "M": Decimal(10**6), "B": Decimal(10**9)}
 
 Verdict = Literal["match", "truncated", "mismatch"]
@@ -43,20 +43,20 @@ Verdict = Literal["match", "truncated", "mismatch"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what it measures, which direction is better, and how it is printed."""
+    """One column: its metric, the better direction, and its format."""
 
     name: str
     kind: str  # a key of DIGITS
     better: str = ""  # higher | lower; empty for hyperparameters
     metric: str = ""  # the name of the measured value, as in the collected metrics
     digits: int | None = None  # decimals of our values; None: as many as the value needs
-    printed: str = ""  # the paper's heading where it differs from the name
+    printed: str = ""  # the paper's heading if it differs from the name
     group: str = ""  # the paper's heading above several columns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the paper: the stem of its method, the label it has in the paper, and its cells as printed."""
+    """One row of the paper: the stem of its method, its label in the paper, and its cells as printed."""
 
     method: str
     values: tuple[str, ...]  # in the order of the columns
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PublishedCell:
-    """One cell of a published table; `value` is None where the paper prints a dash."""
+    """One cell of a published table; `value` is None if the paper prints a dash."""
 
     table: str
     method: str
@@ -78,28 +78,28 @@ class PublishedCell:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table of the paper, and the columns that this suite adds to it."""
+    """One table of the paper, and the additional columns of this suite."""
 
     name: str
     title: str
     columns: tuple[Column, ...]  # the paper's, in its order
     rows: tuple[Row, ...]
-    beside: tuple[Column, ...] = ()  # ours only, in the order of printing
+    beside: tuple[Column, ...] = ()  # our additional columns, in the order of printing
     labels: Mapping[str, str] = field(default_factory=dict)  # stem -> label, of every method and reference
-    references: tuple[str, ...] = ()  # stems of the rows that are no method
+    references: tuple[str, ...] = ()  # stems of the rows that are not methods
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """Stems of all rows in the paper's order, each once."""
+        """Stems of all rows in the paper's order, without duplicates."""
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Stems of the rows that are methods, in the paper's order, each once."""
+        """Stems of the rows that are methods, in the paper's order, without duplicates."""
         return tuple(stem for stem in self.stems if stem not in self.references)
 
     def paper(self, method: str, column: str) -> tuple[float, str]:
-        """The paper's number for a cell of ours, and the cell as printed; (NaN, '') where the paper has no such cell."""
+        """The paper's number for one of our cells, and the cell as printed; (NaN, '') if the paper has no such cell."""
         if column not in [c.name for c in self.columns] or method not in self.stems:
             return math.nan, ""
         printed = self.printed(method, column)
@@ -107,7 +107,7 @@ class PublishedTable:
         return (math.nan, "") if found is None else (found, printed)
 
     def column(self, name: str) -> Column:
-        """The column `name`, of the paper or of this suite; with the suffix ", best" the same at the chosen checkpoint.
+        """The column `name` of the paper or of this suite; with the suffix ", best" at the chosen checkpoint.
 
         Raises ConfigurationError for an unknown name.
         """
@@ -118,7 +118,7 @@ class PublishedTable:
         return dataclasses.replace(found, name=name) if name != found.name else found
 
     def label(self, method: str) -> str:
-        """The label of a method, in this table or not, or of a reference of this table, as this suite prints it.
+        """The label of any method, or of a reference row of this table, as printed by this suite.
 
         Raises ConfigurationError for an unknown stem.
         """
@@ -160,13 +160,13 @@ def load() -> dict[str, PublishedTable]:
     """All twelve tables by name, 'table1' to 'table12'.
 
     Raises:
-        ConfigurationError: the file contradicts itself, or a row is neither a file of workflow/methods nor a reference.
+        ConfigurationError: the file is inconsistent, or a row is neither a file of workflow/methods nor a reference.
     """
     return read(FILE)
 
 
 def read(file: Path) -> dict[str, PublishedTable]:
-    """The tables of a file such as published.yaml, in its order. Raises ConfigurationError as `load` does."""
+    """The tables of a file such as published.yaml, in its order. Raises ConfigurationError as `load`."""
     methods = {stem: str(method["label"]) for stem, method in config.methods().items()}
     return {name: _table(name, content, methods, file.name) for name, content in config.read_yaml(file).items()}
 
@@ -179,7 +179,7 @@ def number(printed: str) -> float | None:
 
 
 def prints_as(exact: int | float | Decimal, printed: str) -> Verdict:
-    """Does `exact` give the `printed` digits by rounding (match), only by truncation (truncated), or not at all?
+    """Whether `exact` gives the `printed` digits by rounding (match), only by truncation (truncated), or not (mismatch).
 
     >>> prints_as(85_251, "0.09M"), prints_as(1_048_576, "1.04M"), prints_as(82_944, "0.09M")
     ('match', 'truncated', 'mismatch')

@@ -17,7 +17,7 @@ import torch
 from ether.errors import MissingResourceError
 
 HUB_ID = "meta-llama/Llama-2-7b-hf"
-TEXT = "datasets/tatsu-lab/alpaca/default/train.parquet"  # in a mirror, what the tokenizer is trained on
+TEXT = "datasets/tatsu-lab/alpaca/default/train.parquet"  # training texts of the tokenizer in a mirror
 WIDTH = 512  # has to be divisible by the 256 blocks of the paper's OFT
 
 

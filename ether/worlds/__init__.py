@@ -1,11 +1,12 @@
-"""Procedural data for the scales that need no network: small worlds whose examples are all generated from a seed.
+"""Procedural data for the offline scales: small worlds whose examples are generated from a seed.
 
 A world is a module of this package with two functions:
 
 - ``write(folder, **settings)`` writes its data sets below `folder`, in the layout of a hub mirror;
-- ``files(settings)`` lists the paths, relative to that folder, of all files that ``write`` leaves there.
+- ``files(settings)`` lists the paths, relative to that folder, of all files that ``write`` creates.
 
-`WORLDS` is the list of worlds. A new world is a module and a line in it. ``python -m ether.worlds NAME FOLDER`` writes one.
+`WORLDS` is the list of worlds. A new world requires a module and an entry in this list. ``python -m ether.worlds NAME FOLDER``
+writes the data sets of a world.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def files(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """The files that `write` leaves, as paths relative to its folder; imports no library that is slow to import.
+    """The files that `write` creates, as paths relative to its folder; does not import slow libraries.
 
     Raises:
         ConfigurationError: there is no world or setting of this name.

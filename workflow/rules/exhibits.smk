@@ -1,5 +1,5 @@
-# From collected metrics to tables and figures: CPU, seconds, never training. With `--config replay=FOLDER` the metrics are those
-# stored in FOLDER, and no experiment is run.
+# Tables and figures from collected metrics, on the CPU in seconds and without training. With `--config replay=FOLDER` the metrics
+# stored in FOLDER are used and no experiment is run.
 
 
 def metrics_of(experiment, folder):
@@ -7,12 +7,12 @@ def metrics_of(experiment, folder):
 
 
 def experiment_files(wildcards):
-    """The collected metrics an exhibit reads: made here, or stored in the replay folder."""
+    """The collected metrics that an exhibit reads: from this scale's results or from the replay folder."""
     return [file for name in EXHIBITS[wildcards.exhibit].experiments for file in metrics_of(name, SCALE.metrics_folder)]
 
 
 def optional_files(wildcards):
-    """The metrics an exhibit shows where they are there: made here earlier, or committed for reading."""
+    """The optional metrics of an exhibit, if they exist: from an earlier run here, or committed."""
     found = []
     for name in EXHIBITS[wildcards.exhibit].optional:
         for folder in (SCALE.metrics_folder, f"results/published/{SCALE_NAME}/metrics"):
@@ -23,7 +23,7 @@ def optional_files(wildcards):
 
 
 def exhibit_code(wildcards):
-    """The code and settings an exhibit is computed from."""
+    """The code and settings that an exhibit depends on."""
     made_by = EXHIBITS[wildcards.exhibit].module
     claims = f"ether.paper.claims.{made_by}"
     modules = ["ether.exhibits.report", f"ether.exhibits.{made_by}", *([claims] if sources.module_file(claims) else [])]
@@ -55,8 +55,8 @@ use rule table as figure with:
 
 
 def targets(exhibit):
-    """What a target asks for: its files, and every run behind them. Without the runs Snakemake would not make a
-    deleted one again as long as the finished table is newer than all that is left."""
+    """The inputs of a target: its files and all runs they depend on. Without the runs as inputs, Snakemake would not recreate
+    a deleted run as long as the table is newer than the remaining files."""
     files = [str(file) for file in exhibit.files(SCALE.results)]
     return files + [file for name in exhibit.experiments if SCALE.replay is None for file in run_files(name)]
 
@@ -70,7 +70,7 @@ for exhibit in EXHIBITS.values():
 
 
 def available(exhibit):
-    """Whether the experiments it reads are there: the scale has them, or the replay folder."""
+    """Whether the experiments it reads are available: in the scale, or in the replay folder."""
     if SCALE.replay is None:
         return all(name in JOBS for name in exhibit.experiments)
     return all(os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder))
@@ -87,7 +87,7 @@ rule figures:
 
 
 def where_results_are():
-    """What the user finds where, printed when a run of the workflow has ended well."""
+    """The list of output files that is printed when the workflow has finished without an error."""
     lines = [f"\nScale {SCALE_NAME!r}: {SCALE.settings['description']}."]
     for exhibit in EXHIBITS.values():
         files = exhibit.files(SCALE.results)

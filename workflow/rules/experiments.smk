@@ -1,13 +1,13 @@
-# The jobs that train. One executed notebook each; the scale decides which runs share a job.
+# The jobs that train. A job is one executed notebook; the scale determines which runs share a job.
 
 
 def code_files(experiment):
-    """The code behind an experiment's numbers: everything that its module and `ether.run` import."""
+    """The code that an experiment's numbers depend on: all modules that its module and `ether.run` import."""
     return sources.closure("ether.run", f"ether.experiments.{EXPERIMENTS[experiment].module}")
 
 
 def data_files(experiment):
-    """Further files that its numbers depend on, as workflow/experiments.yaml declares them."""
+    """The additional files that its numbers depend on, as declared in workflow/experiments.yaml."""
     found = []
     for name in EXPERIMENTS[experiment].data:
         found += [str(file) for file in Path(name).rglob("*") if file.is_file()] if Path(name).is_dir() else [name]
@@ -15,9 +15,9 @@ def data_files(experiment):
 
 
 rule check:
-    # Before the first job trains: parameters, block counts, files, columns, GPU, disk. Done once; what changes later is
-    # checked by its own job before that trains. (No `params` and only `ancient` inputs here: Snakemake 9 does not run a
-    # job that is outdated when an `ancient` input of it, as this check is, is about to be made again.)
+    # Checks parameters, block counts, files, columns, GPU and disk space once, before the first job trains. Every job also checks
+    # its own runs before it trains. (This rule has no `params` and only `ancient` inputs: if an `ancient` input of an outdated
+    # job, as this check is, is to be made again, Snakemake 9 does not run that job.)
     input:
         world=lambda wildcards: ancient(world_files(wildcards.experiment)),
         foundation=lambda wildcards: ancient(foundation_files(wildcards.experiment)),
@@ -32,7 +32,7 @@ rule experiment:
     input:
         code=lambda wildcards: code_files(wildcards.experiment),
         data=lambda wildcards: data_files(wildcards.experiment),
-        # how the numbers are presented does not change them
+        # the presentation of the numbers does not change them
         notebook=lambda wildcards: ancient(EXPERIMENTS[wildcards.experiment].notebook),
         world=lambda wildcards: world_files(wildcards.experiment),
         foundation=lambda wildcards: foundation_files(wildcards.experiment),
@@ -70,7 +70,7 @@ use rule experiment as experiment_with_samples with:
 
 
 def run_files(experiment):
-    """What the runs of an experiment leave.
+    """The output files of an experiment's runs.
 
     Raises:
         WorkflowError: this scale, with the command line's settings, does not have the experiment.

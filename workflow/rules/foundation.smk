@@ -1,17 +1,17 @@
-# The small models that the project pretrains: shipped, or made anew with `--config foundation=rebuild`; and the notebooks on them.
+# The small models that the project pretrains (shipped, or rebuilt with `--config foundation=rebuild`), and their notebooks.
 
 from ether.foundation import MODELS
 
 
 def paths_in(value):
-    """Every `path` in an experiment's settings, however deep."""
+    """Every `path` in an experiment's settings, at any depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from [inner] if key == "path" else paths_in(inner)
 
 
 def foundation_files(experiment):
-    """The files of the foundation models that an experiment uses: rebuilt ones where asked for, else the shipped ones."""
+    """The files of the foundation models that an experiment uses: shipped, or rebuilt with `--config foundation=rebuild`."""
     section = SCALE.settings.get(experiment)
     if section is None:
         return []

@@ -1,4 +1,4 @@
-# The data that the offline scales generate: one rule for each world the scale has settings for.
+# The data that the offline scales generate: one rule for each world that the scale has settings for.
 import importlib
 
 from ether.worlds import WORLDS
@@ -17,7 +17,7 @@ def in_shell(value, keep=()):
 
 
 def world_outputs(world):
-    """The files of a world of this scale; none where the scale does not generate it."""
+    """The files of a world of this scale; none if the scale does not generate it."""
     settings = SCALE.settings.get("world", {}).get(world)
     if settings is None:
         return []
@@ -25,7 +25,7 @@ def world_outputs(world):
 
 
 def world_files(experiment):
-    """The generated files an experiment reads, where its scale says so."""
+    """The generated files that an experiment reads, if its scale uses generated data."""
     section = SCALE.settings.get(experiment)
     if section is None or not section["data"]["path"].startswith("world/"):
         return []

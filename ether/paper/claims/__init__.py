@@ -1,4 +1,4 @@
-"""The paper's claims as tests that `ether.analysis.claims` judges: one module an exhibit module, each with ``CLAIMS``.
+"""The paper's claims as tests for `ether.analysis.claims`: one module with ``CLAIMS`` per exhibit module.
 
-The texts are ours. A claim that the paper makes without a number for "similar" or "match" has its margin stated in the text.
+The texts are ours. If the paper gives no number for "similar" or "match", the text of the claim states the margin.
 """

@@ -6,7 +6,7 @@ from ether.analysis.claims import Claim, compare_all
 
 BENCHMARKS = ("mmlu", "arc", "tru1", "tru2")
 TUNED = ("vera-r64", "vera-r256", "lora-r1", "lora", "oft-n256", "ether-n32", "ether-plus-n32")
-SIMILAR = 0.05  # as a share of the score: the text says "almost unaffected" without a number
+SIMILAR = 0.05  # as a share of the score; the paper states "almost unaffected" without a number
 
 CLAIMS = (
     Claim(

@@ -1,4 +1,4 @@
-"""Claims on Figure 3: images under random transformations, at the greatest distance that a method can have on the grid."""
+"""Claims on Figure 3: images under random transformations, at the greatest distance of each method on the grid."""
 
 from __future__ import annotations
 

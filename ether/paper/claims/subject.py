@@ -1,8 +1,9 @@
 """Claims on subject-driven generation: Tables 2, 6 and 11, Figures 4 and 7.
 
 Image quality is DINO and CLIP-I, fidelity to the prompt CLIP-T. Diversity is the distance between the images of one prompt
-(`lpips_prompt`): that is what the word means; the distance between real and generated images, which the baselines' code
-measures under the same name, is in the tables.
+(`lpips_prompt`), according to the meaning of the word. The tables also have the distance between real and generated images,
+which the baselines' code measures under the same name.
+
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ether.analysis.claims import Bound, Claim, Comparison, compare_all
 
 QUALITY = ("dino", "clip_i")
 OTHERS = ("dreambooth", "lora-r4", "oft-n4")
-UNCHANGED = 1e-5  # a relative change of hyperspherical energy below this is rounding error in single precision
+UNCHANGED = 1e-5  # smaller relative changes of hyperspherical energy are rounding errors in single precision
 
 CLAIMS = (
     Claim(
