@@ -163,10 +163,12 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
             raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
     settings = _read_scale(name)
     for experiment in experiments():
-        if like := settings.get(experiment, {}).get("like"):
+        if like := (settings.get(experiment) or {}).get("like"):
             if like not in settings:
                 raise one_of("experiment", like, settings, f"{experiment}.like of scale {name!r}")
-            settings[experiment] = overlay(settings[like], settings[experiment])
+            settings[experiment] = overlay(settings[like] or {}, settings[experiment])
+    file = WORKFLOW / "scales" / f"{name}.yaml"
+    validate(settings, "scale", file, modules())  # before names in it are looked up; the command line's values are checked below
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])
@@ -177,8 +179,11 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         settings["seeds"] = [int(seed) for seed in seeds]
     for key in ("methods", "tasks"):
         if key in given:
-            _choose(settings, key, _as_list(given[key]), name)
-    validate(settings, "scale", WORKFLOW / "scales" / f"{name}.yaml", modules())
+            names = _as_list(given[key])
+            if not names:
+                raise ConfigurationError(f"--config {key}={given[key]}: give at least one name.")
+            _choose(settings, key, names, name)
+    validate(settings, "scale", file, modules())
     _check_folders(settings["mirror"], given.get("replay"))
     scale = Scale(name, settings, dict(given))
     for experiment in scale.experiments():
@@ -264,8 +269,8 @@ def chosen_methods(scale: Scale, experiment: str) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigurationError: a listed method has no file, or no hyperparameters for this experiment.
     """
-    every, eligible = methods(), _eligible(scale.settings, experiment)
     listed: Sequence[str] | str = scale.experiment(experiment)["methods"]
+    every, eligible = methods(), _eligible(scale.settings, experiment)
     if listed == "all" or list(listed) == ["all"]:
         return eligible
     for key in listed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ class ExperimentEntry:
     def notebook(self) -> str:
         """Path of the notebook's source."""
         return f"notebooks/{self.module}.ipynb"
+
+    def data_files(self, root: Path) -> list[str]:
+        """The files given by `data`, including those in folders, relative to the project's root."""
+        found: list[Path] = []
+        for name in self.data:
+            path = root / name
+            found += [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        return sorted(str(file.relative_to(root)) for file in found)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,10 @@ def _methods() -> str:
     errors: list[EtherError] = []
     for path in sorted((WORKFLOW / "methods").glob("*.yaml")):
         try:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", path.stem):
+                raise ConfigurationError(
+                    f"{path}: the file's name identifies the method; use letters, digits, '.', '_', '+', '-'."
+                )
             content = read_yaml(path)
             validate(content, "method", path, modules())
         except EtherError as error:

@@ -22,13 +22,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ether import results
+from ether import results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
 from ether.errors import EtherError
 from ether.experiments.common import SAMPLES, Loaded, experiment
 from ether.methods import adapt as methods
 from ether.progress import RunProgress
+
+STAMP = "made-by.txt"  # in a job's working folder
 
 
 def threads() -> int:
@@ -150,6 +152,26 @@ def _job_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def _stamp(scale: Scale, experiment_name: str) -> str:
+    """A digest of all inputs of a job other than the configurations of its runs: code, data files, generated data, models."""
+    entry = experiments()[experiment_name]
+    code = sources.closure("ether.run", f"ether.experiments.{entry.module}")
+    cards = sorted(str(card.relative_to(sources.ROOT)) for card in (sources.PACKAGE / "foundation/weights").glob("*/card.json"))
+    text = sources.text_of([*code, *entry.data_files(sources.ROOT), *cards])
+    rebuilt = [card.read_text(encoding="utf-8") for card in sorted((scale.results / "foundation").glob("*/card.json"))]
+    return results.digest([text, rebuilt, scale.settings.get("world"), scale.settings["foundation"]], 32)
+
+
+def _discard_outdated(work: Path, stamp: str) -> None:
+    """Removes the runs that an interrupted job stored with other code or data, so that versions are not combined."""
+    file = work / STAMP
+    if not file.is_file() or file.read_text(encoding="utf-8") != stamp:
+        for folder in work.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        results.write_text(stamp, file)
+
+
 def _finished(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     try:
         return pd.read_parquet(folder / "runs.parquet"), pd.read_parquet(folder / "metrics.parquet")
@@ -175,7 +197,12 @@ def run_job(
     current: Job = job(scale, experiment_name, job_name)
     out = scale.results / "runs" / experiment_name / job_name
     work = scale.results / "work" / experiment_name / job_name
+    samples = scale.results / "samples" / experiment_name / job_name if experiments()[experiment_name].samples else None
     with _job_lock(work):
+        _discard_outdated(work, _stamp(scale, experiment_name))
+        frames = _finished(out)  # by the process that held the lock: Snakemake removes the outputs of a job before it starts
+        if frames and set(frames[0]["run_id"]) == {spec.run_id for spec in current.runs} and (not samples or samples.is_dir()):
+            return frames
         check_runs(current.runs, scale.results)
         progress = RunProgress(experiment_name, *_counts(scale, experiment_name))
         rows, metrics = [], []
@@ -209,8 +236,8 @@ def run_job(
                 _report(progress, row, values)
             rows.append(frames[0])
             metrics.append(frames[1])
-        if experiments()[experiment_name].samples:
-            _publish_samples(current, work, scale.results / "samples" / experiment_name / job_name)
+        if samples:
+            _publish_samples(current, work, samples)
         runs_table = pd.concat(rows, ignore_index=True)
         metrics_table = pd.concat(metrics, ignore_index=True)
         results.write_parquet(metrics_table, out / "metrics.parquet")
@@ -226,12 +253,17 @@ def _publish_samples(finished_job: Job, work: Path, out: Path) -> None:
     They are copied at the end of the job, because Snakemake removes the outputs of an interrupted job before it restarts it.
     """
     shutil.rmtree(out, ignore_errors=True)
-    for spec in finished_job.runs:
-        source, target = work / spec.run_id / SAMPLES, out / spec.run_id
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            target.mkdir(parents=True)
+    try:
+        for spec in finished_job.runs:
+            source, target = work / spec.run_id / SAMPLES, out / spec.run_id
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                target.mkdir(parents=True)
+    except OSError as error:  # shutil.Error, which lists what could not be copied, is one
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise results.disk_full(out) from error
+        raise
 
 
 def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:
@@ -253,7 +285,8 @@ def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]
 
 def _report(progress: RunProgress, row: Mapping[str, Any], values: list[dict[str, Any]]) -> None:
     """Prints one line for a finished run; `ether.notebook` forwards it to the terminal."""
-    scores = [v["value"] for v in values if v["split"] != "train" and v["metric"] == "score"]
+    parts = ("train", "selection", "report", "last", "best")  # a score on half of the prompts is not the score of the table
+    scores = [v["value"] for v in values if v["split"] not in parts and v["metric"] == "score"]
     ending = "" if row["status"] == "finished" else f"{row['status']}: {row['reason']}"
     line = progress.line(row["label"], row["task"], row["seed"], scores[-1] if scores else None, row["wall_seconds"], ending)
     print(line, flush=True)

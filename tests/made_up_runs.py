@@ -39,11 +39,12 @@ class Run:
 def store(folder: Path, experiment: str, runs: Iterable[Run]) -> None:
     """Writes ``<folder>/metrics/<experiment>.parquet`` and ``.runs.parquet``."""
     rows, metrics = [], []
+    scale = folder.name if folder.parent.name == "results" else "small"
     for run in runs:
         kind = config.method(run.method)["adapt"]["kind"]
         row: dict[str, Any] = {name: "" if dtype == "string" else 0 for name, dtype in results.RUN_COLUMNS.items()}
         row |= {
-            "run_id": run.run_id, "experiment": experiment, "scale": "made up", "method": run.method,
+            "run_id": run.run_id, "experiment": experiment, "scale": scale, "method": run.method,
             "label": config.label(run.method), "adapt_kind": kind, "task": run.task, "seed": run.seed,
             "learning_rate": np.nan if kind == "none" else run.rate, "rate_factor": np.nan if run.factor is None else run.factor,
             "blocks": None, "status": run.status, "reason": run.reason, "device": "a machine", "versions": "{}", "threads": 1,

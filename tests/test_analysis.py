@@ -194,10 +194,11 @@ def test_what_was_not_run_cannot_be_reproduced_but_can_be_contradicted():
     assert _one(_claim("every", Comparison("a", "b", "z")), evidence)["missing"] == "a has no z"
 
 
-def test_one_unit_decides_nothing_and_untrained_methods_pair_with_every_seed():
+def test_one_unit_tests_nothing_and_untrained_methods_pair_with_every_seed():
     one = _evidence(a={"x": 15}, b={"x": 10}).query("seed == 0")
     judged = _one(_claim("every", Comparison("a", "b", "x")), one)
-    assert judged["verdict"] == "undecided" and pd.isna(judged["units_needed"])
+    assert judged["verdict"] == "not testable here" and judged["missing"] == "one seed only"
+    assert judged["effect"] == pytest.approx(5, abs=0.5) and pd.isna(judged["units_needed"])
     base = pd.DataFrame([{"method": "base", "metric": "x", "task": "t", "seed": 0, "value": 10.0, "adapt_kind": "none"}])
     evidence = pd.concat([_evidence(a={"x": 15}).assign(adapt_kind="peft"), base])
     assert _one(_claim("every", Comparison("a", "base", "x")), evidence)["n"] == 5
@@ -205,7 +206,34 @@ def test_one_unit_decides_nothing_and_untrained_methods_pair_with_every_seed():
 
 def test_the_unit_decides_how_many_values_there_are():
     evidence = _evidence(a={"x": 15}, b={"x": 10})
-    assert _one(_claim("every", Comparison("a", "b", "x")), evidence, unit="task")["verdict"] == "undecided"
+    assert _one(_claim("every", Comparison("a", "b", "x")), evidence, unit="task")["missing"] == "one task only"
+
+
+def test_equal_differences_are_ties_and_no_certainty():
+    """Two methods that differ by exactly one question in each of two seeds: their spread is not estimated by zero."""
+    rows = [
+        {"method": m, "metric": "x", "task": "t", "seed": s, "value": v} for m, v in (("a", 80.25), ("b", 80.0)) for s in (0, 1)
+    ]
+    assert _one(_claim("every", Comparison("a", "b", "x")), pd.DataFrame(rows))["verdict"] == "undecided"
+    assert _one(_claim("every", Bound("a", "x", above=80.0)), pd.DataFrame(rows))["verdict"] == "reproduced"  # an exact quantity
+
+
+def test_an_average_is_taken_within_the_units_that_have_every_test():
+    evidence = _evidence(a={"x": 15, "y": 15}, b={"x": 10, "y": 10})
+    partial = evidence[(evidence["metric"] == "x") | (evidence["seed"] > 0)]
+    assert _one(_claim("average", *A_OVER_B), partial)["n"] == 4
+    apart = evidence[(evidence["metric"] == "x") == (evidence["seed"] < 2)]
+    assert _one(_claim("average", *A_OVER_B), apart)["verdict"] == "not testable here"
+
+
+def test_an_interval_outside_the_margin_contradicts_similarity():
+    rows = [
+        {"method": m, "metric": "x", "task": "t", "seed": s, "value": v}
+        for m, values in (("a", (12, 13, 14)), ("b", (10, 10, 10)))
+        for s, v in enumerate(values)
+    ]
+    judged = _one(_claim("every", Comparison("a", "b", "x", "similar", 0.5)), pd.DataFrame(rows))
+    assert judged["low"] > 0.5 and judged["verdict"] == "contradicted"
 
 
 def test_metrics_of_experiments_with_different_units():

@@ -107,6 +107,19 @@ def test_without_claims_the_cell_says_so() -> None:
     assert "No claim" in text_of(report.make("figure9", "small").claims())
 
 
+def test_a_replay_has_the_runs_that_config_names_and_none_of_another_scale(tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    store(stored, "subject", subject_runs())
+    runs = report.make("table11", "small", {"replay": str(stored), "seeds": "0", "methods": "ether-plus"}).runs
+    assert set(runs["method"]) == {"ether-plus"} and set(runs["seed"]) == {0}
+    with pytest.raises(ConfigurationError, match="runs of subject at scale small, and this is scale 'smoke'"):
+        report.make("table11", "smoke", {"replay": str(stored)})
+    with pytest.raises(ConfigurationError, match="Unknown experiment 'subject'"):
+        report.make("table11", "small", {"replay": str(stored), "methods": "bitfit"})
+    with pytest.raises(ConfigurationError, match="give at least one name"):
+        config.load("small", {"methods": ","})
+
+
 def test_a_replay_reads_its_folder_and_writes_to_the_scales_results(tmp_path: Path) -> None:
     stored = tmp_path / "stored"
     store(stored, "subject", subject_runs())

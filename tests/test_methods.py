@@ -258,7 +258,7 @@ def test_errors_say_what_where_and_what_to_do():
         adapted({"kind": "peft", "type": "LORA", "config": {"lora_dropout": "$drop"}})
     with pytest.raises(ConfigurationError, match="Unknown kind of adaptation 'lora'.*Known: bitfit"):
         adapted({"kind": "lora"})
-    with pytest.raises(ConfigurationError, match="PEFT refuses OFT"):
+    with pytest.raises(ConfigurationError, match="PEFT rejects OFT"):
         adapted({"kind": "peft", "type": "OFT", "config": {"r": 3, "oft_block_size": 5}})
 
 

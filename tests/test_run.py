@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef
 
-from ether import check, config, hub, results, training
+from ether import check, config, hub, results, sources, training
 from ether import run as runner
 from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
 from ether.experiments import glue
@@ -185,6 +185,30 @@ def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
     assert list(runs["method"]) == ["lora", "ether"]
     pd.testing.assert_frame_equal(pd.read_parquet("results/smoke/runs/glue/all/metrics.parquet"), metrics)
     assert set(metrics["run_id"]) == set(runs["run_id"])
+    # A second process that waited for this one uses what it wrote; Snakemake removes outputs that are to be made again.
+    pd.testing.assert_frame_equal(runner.run_job("smoke", "glue", "all", overrides)[1], metrics)
+    assert len(calls) == 3
+
+
+def test_what_other_code_has_stored_is_not_mixed_in(workplace, monkeypatch):
+    shutil.rmtree("results/smoke/runs", ignore_errors=True)
+    overrides = {"methods": "lora,ether", "tasks": "rte", "seeds": "0"}
+    real, calls = runner.run, []
+
+    def interrupted(spec, *args):
+        calls.append(spec.method)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(spec, *args)
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_job("smoke", "glue", "all", overrides)
+    text_of = sources.text_of
+    monkeypatch.setattr(sources, "text_of", lambda files: text_of(files) + "# an edit")
+    runner.run_job("smoke", "glue", "all", overrides)
+    assert calls == ["lora", "ether", "lora", "ether"]
+    shutil.rmtree("results/smoke/runs")
 
 
 def test_a_missing_gpu_is_reported_before_work_starts(monkeypatch):

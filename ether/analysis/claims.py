@@ -184,10 +184,13 @@ class _Result:
     margin: float | None = None
     missing: str = ""
     unit: str = ""
+    units: list[object] = dataclasses.field(default_factory=list)  # which unit each effect is of
     verdict: str = "undecided"  # supporting | contradicting | undecided
 
     def p_values(self) -> tuple[float, float]:
         """One-sided p-values for and against the claim."""
+        if isinstance(self.test, Comparison) and len(set(self.effects)) == 1:
+            return math.nan, math.nan  # equal differences, such as ties of discrete scores, do not estimate a spread
         negative = [-value for value in self.effects]
         if self.margin is None:
             return p_greater(self.effects), p_greater(negative)
@@ -195,7 +198,7 @@ class _Result:
             return p_greater(self.effects, -self.margin), p_greater(negative, self.margin)
         inside = max(p_greater(self.effects, -self.margin), p_greater(negative, -self.margin))
         outside = min(p_greater(self.effects, self.margin), p_greater(negative, self.margin))
-        return inside, min(1.0, 2 * outside)
+        return inside, outside
 
     @property
     def two_sided(self) -> bool:
@@ -241,15 +244,15 @@ def _measure(test: Test, evidence: pd.DataFrame, default_unit: str, metrics: Map
     if isinstance(test, Bound):
         of_units = unit_means(values[test.method], unit)
         if test.below is not None:
-            return _Result(test, [test.below - value for value in of_units], unit=unit)
+            return _Result(test, (test.below - of_units).tolist(), unit=unit, units=list(of_units.index))
         assert test.above is not None
-        return _Result(test, [value - test.above for value in of_units], unit=unit)
+        return _Result(test, (of_units - test.above).tolist(), unit=unit, units=list(of_units.index))
     sign = metrics[test.metric].sign if test.metric in metrics else 1
     differences = sign * paired_differences(values[test.first], values[test.second], unit)
     if differences.empty:
         return _Result(test, [], missing=f"{test.first} and {test.second} have no {unit} in common")
     margin = test.margin_at(float(unit_means(values[test.second], unit).mean()))
-    return _Result(test, differences.tolist(), margin, unit=unit)
+    return _Result(test, differences.tolist(), margin, unit=unit, units=list(differences.index))
 
 
 # --- a claim ---------------------------------------------------------------------------------------------------
@@ -307,6 +310,9 @@ def _judge(
         verdict, reported = _average(made, missing)
     else:
         verdict = _quantified(claim.quantifier, counts, len(made), bool(missing))
+    if made and all(len(result.effects) == 1 for result in made):
+        missing.append(f"one {unit} only")
+        verdict = "not testable here"
     chosen = min(reported, key=lambda r: r.strength, default=None)
     if claim.quantifier == "some":
         chosen = max(reported, key=lambda r: r.strength, default=None)
@@ -349,11 +355,12 @@ def _quantified(quantifier: str, counts: Mapping[str, int], made: int, missing: 
 
 def _average(made: Sequence[_Result], missing: Sequence[str]) -> tuple[Verdict, list[_Result]]:
     """The verdict of the mean effect over the tests, and that mean as one result."""
-    if missing or not made:
+    if missing or not made or len({result.unit for result in made}) > 1:
         return "not testable here", []
-    if len({(len(result.effects), result.unit) for result in made}) > 1:
-        return "not testable here", []  # the tests have different units: their mean within a unit is not defined
-    mean = _Result(made[0].test, list(np.mean([result.effects for result in made], axis=0)), unit=made[0].unit)
+    effects = pd.DataFrame({number: pd.Series(r.effects, index=r.units) for number, r in enumerate(made)}).dropna()
+    if effects.empty:
+        return "not testable here", []  # no unit has all tests
+    mean = _Result(made[0].test, effects.mean(axis=1).tolist(), unit=made[0].unit, units=list(effects.index))
     for_claim, against = mean.p_values()
     return "reproduced" if for_claim <= ALPHA else "contradicted" if against <= ALPHA else "undecided", [mean]
 
@@ -438,5 +445,5 @@ def _line(result: _Result, metrics: Mapping[str, MetricInfo], labels: Mapping[st
         return f"{labels.get(test.method, test.method)}, {info.name} {relation}: {bound + sign * mean:{info.format}}{between}"
     between = "" if math.isnan(low) else f" [{low:+{info.format}}, {high:+{info.format}}]"
     names = f"{labels.get(test.first, test.first)} – {labels.get(test.second, test.second)}, {info.name}"
-    margin = "" if result.margin is None else f" ({result.test.relation}, margin {result.margin:{info.format}})"
+    margin = "" if result.margin is None else f" ({test.relation}, margin {result.margin:{info.format}})"
     return f"{names}: {mean:+{info.format}}{between}{margin}"

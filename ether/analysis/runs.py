@@ -9,7 +9,7 @@ import pandas as pd
 
 from ether import config
 from ether.config import Scale
-from ether.errors import MissingResourceError
+from ether.errors import ConfigurationError, MissingResourceError
 
 RUN_INFO = [
     "run_id", "method", "label", "adapt_kind", "task", "seed", "learning_rate", "rate_factor", "status", "reason",
@@ -33,8 +33,8 @@ def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.
         Runs, with the columns of ``results.RUN_COLUMNS``, and metrics, with those of ``results.METRIC_COLUMNS``.
 
     Raises:
-        MissingResourceError: the experiment has not been run at this scale.
-        ConfigurationError: a run's method has no file under ``workflow/methods``.
+        MissingResourceError: the experiment has not been run at this scale, or not with the methods, tasks and seeds given.
+        ConfigurationError: a run's method has no file under ``workflow/methods``, or the folder is one of another scale.
     """
     folders = [scale.metrics_folder, *([published_metrics(scale)] if or_published else [])]
     names = [f"{experiment}.runs.parquet", f"{experiment}.parquet"]
@@ -43,12 +43,33 @@ def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.
             runs, metrics = (pd.read_parquet(folder / name) for name in names)
             for stem in runs["method"].unique():
                 config.method(stem)
-            return runs, metrics
+            return _selected(scale, experiment, runs, metrics, folder)
     missing = next(folders[0] / name for name in names if not (folders[0] / name).is_file())
     raise MissingResourceError(
         f"{missing} is missing: run `snakemake --cores 1 {scale.metrics_folder}/{experiment}.parquet --config "
         f"scale={scale.name}`, or the target of a table or figure that reads it, first."
     )
+
+
+def _selected(
+    scale: Scale, experiment: str, runs: pd.DataFrame, metrics: pd.DataFrame, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of the scale and, in a replay, those of the methods, tasks and seeds given by --config."""
+    others = sorted(set(runs["scale"].unique()) - {scale.name})
+    if others:
+        raise ConfigurationError(
+            f"{folder} holds runs of {experiment} at scale {', '.join(others)}, and this is scale {scale.name!r}: give --config "
+            f"scale={others[0]}, or another replay folder."
+        )
+    if scale.replay is not None:
+        section = scale.experiment(experiment)
+        runs = runs[runs["method"].isin(config.chosen_methods(scale, experiment)) & runs["task"].isin(section["tasks"])]
+        if "seeds" in scale.overrides:
+            runs = runs[runs["seed"].isin(scale.settings["seeds"]) | runs["adapt_kind"].eq("none")]
+        if runs.empty:
+            raise MissingResourceError(f"{folder} has no runs of {experiment} with the methods, tasks and seeds of --config.")
+        runs, metrics = runs.reset_index(drop=True), metrics[metrics["run_id"].isin(runs["run_id"])].reset_index(drop=True)
+    return runs, metrics
 
 
 def measured(

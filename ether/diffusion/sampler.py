@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ether import hub
+from ether import hub, sources
 from ether.errors import one_of
 from ether.results import atomic, digest
 from ether.silence import quiet
@@ -172,7 +172,9 @@ def class_pictures(sampler: Sampler, text: str, count: int, fingerprint: str, fo
         fingerprint: fingerprint of the pipeline.
         folder: the cache folder, with one file for each combination of arguments and settings.
     """
-    key = digest([text, count, fingerprint, dict(sampler.sampling), sampler.size, str(sampler.autocast), sampler.device], 20)
+    code = sources.text_of(sources.closure("ether.diffusion.sampler"))
+    settings = [dict(sampler.sampling), sampler.size, str(sampler.autocast), sampler.device]
+    key = digest([text, count, fingerprint, *settings, code], 20)
     file = folder / f"{key}.safetensors"
     if file.is_file():
         return load_file(file)["images"]

@@ -1,1 +1,1 @@
-"""Quantities measured on models and outputs; nothing here knows the workflow or the paper's numbers."""
+"""Measurements on models and their outputs, independent of the workflow and of the numbers in the paper."""

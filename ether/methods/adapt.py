@@ -43,15 +43,19 @@ NEEDS_MORE = {
 }
 
 
-def peft_config_class(name: str) -> type[peft.PeftConfig]:
+def peft_config_class(name: str, where: str = "adapt.type") -> type[peft.PeftConfig]:
     """The config class of a PEFT type, including ETHER and NAIVE.
+
+    Args:
+        name: the type, in capitals.
+        where: the setting that names it, for the message.
 
     Raises:
         ConfigurationError: PEFT has no such type.
     """
     known = {str(getattr(key, "value", key)): value for key, value in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if name not in known:
-        raise one_of("PEFT type", name, known, "adapt.type")
+        raise one_of("PEFT type", name, known, where)
     return known[name]
 
 
@@ -69,7 +73,7 @@ def check_arguments(method: str, adapt: Mapping[str, Any]) -> None:
     if adapt["kind"] != "peft":
         return
     where = f"workflow/methods/{method}.yaml"
-    config_class = peft_config_class(adapt["type"])
+    config_class = peft_config_class(adapt["type"], f"{where}, adapt.type")
     if adapt["type"] in NEEDS_MORE:
         raise ConfigurationError(
             f"{where}: PEFT type {adapt['type']} needs {NEEDS_MORE[adapt['type']]}, which the data of the experiments do "

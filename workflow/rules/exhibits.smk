@@ -7,8 +7,13 @@ def metrics_of(experiment, folder):
 
 
 def experiment_files(wildcards):
-    """The collected metrics that an exhibit reads: from this scale's results or from the replay folder."""
-    return [file for name in EXHIBITS[wildcards.exhibit].experiments for file in metrics_of(name, SCALE.metrics_folder)]
+    """The files an exhibit reads, made here or stored in the replay folder: collected metrics, and for a figure the images."""
+    exhibit = EXHIBITS[wildcards.exhibit]
+    found = [file for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)]
+    for name in exhibit.experiments:
+        if exhibit.kind == "figure" and EXPERIMENTS[name].samples and SCALE.replay is None:
+            found += [f"{SCALE.samples_folder}/{name}/{job}" for job in JOBS[name]]
+    return found
 
 
 def optional_files(wildcards):
@@ -73,7 +78,11 @@ def available(exhibit):
     """Whether the experiments it reads are available: in the scale, or in the replay folder."""
     if SCALE.replay is None:
         return all(name in JOBS for name in exhibit.experiments)
-    return all(os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder))
+    return all(
+        name in JOBS and os.path.exists(file)
+        for name in exhibit.experiments
+        for file in metrics_of(name, SCALE.metrics_folder)
+    )
 
 
 rule tables:

@@ -6,14 +6,6 @@ def code_files(experiment):
     return sources.closure("ether.run", f"ether.experiments.{EXPERIMENTS[experiment].module}")
 
 
-def data_files(experiment):
-    """The additional files that its numbers depend on, as declared in workflow/experiments.yaml."""
-    found = []
-    for name in EXPERIMENTS[experiment].data:
-        found += [str(file) for file in Path(name).rglob("*") if file.is_file()] if Path(name).is_dir() else [name]
-    return sorted(found)
-
-
 rule check:
     # Checks parameters, block counts, files, columns, GPU and disk space once, before the first job trains. Every job also checks
     # its own runs before it trains. (This rule has no `params` and only `ancient` inputs: if an `ancient` input of an outdated
@@ -31,7 +23,7 @@ rule check:
 rule experiment:
     input:
         code=lambda wildcards: code_files(wildcards.experiment),
-        data=lambda wildcards: data_files(wildcards.experiment),
+        data=lambda wildcards: EXPERIMENTS[wildcards.experiment].data_files(Path(".")),
         # the presentation of the numbers does not change them
         notebook=lambda wildcards: ancient(EXPERIMENTS[wildcards.experiment].notebook),
         world=lambda wildcards: world_files(wildcards.experiment),

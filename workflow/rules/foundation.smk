@@ -44,7 +44,7 @@ rule foundation_notebook:
     # Shows a world and the models pretrained on it.
     input:
         lambda wildcards: sorted({f for e in experiments_of(wildcards.world) for f in (*world_files(e), *foundation_files(e))}),
-        lambda wildcards: sources.closure(WORLDS[wildcards.world]),
+        lambda wildcards: sources.closure(WORLDS[wildcards.world], "ether.config", "ether.hub", *MODELS.values()),
         notebook="notebooks/foundation_{world}.ipynb",
     output:
         RESULTS + "/foundation/{world}.parquet",
