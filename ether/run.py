@@ -162,14 +162,20 @@ def _stamp(scale: Scale, experiment_name: str) -> str:
     return results.digest([text, rebuilt, scale.settings.get("world"), scale.settings["foundation"]], 32)
 
 
-def _discard_outdated(work: Path, stamp: str) -> None:
-    """Removes the runs that an interrupted job stored with other code or data, so that versions are not combined."""
+def _discard_outdated(work: Path, stamp: str) -> bool:
+    """Removes the runs that an interrupted job stored with other code or data, so that versions are not combined.
+
+    Returns:
+        Whether the last process that used the folder had the same code and data.
+    """
     file = work / STAMP
-    if not file.is_file() or file.read_text(encoding="utf-8") != stamp:
-        for folder in work.iterdir():
-            if folder.is_dir():
-                shutil.rmtree(folder)
-        results.write_text(stamp, file)
+    if file.is_file() and file.read_text(encoding="utf-8") == stamp:
+        return True
+    for folder in work.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    results.write_text(stamp, file)
+    return False
 
 
 def _finished(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
@@ -199,8 +205,9 @@ def run_job(
     work = scale.results / "work" / experiment_name / job_name
     samples = scale.results / "samples" / experiment_name / job_name if experiments()[experiment_name].samples else None
     with _job_lock(work):
-        _discard_outdated(work, _stamp(scale, experiment_name))
-        frames = _finished(out)  # by the process that held the lock: Snakemake removes the outputs of a job before it starts
+        same = _discard_outdated(work, _stamp(scale, experiment_name))
+        # Snakemake removes the outputs of a job before it starts: these are of the process that held the lock.
+        frames = _finished(out) if same else None
         if frames and set(frames[0]["run_id"]) == {spec.run_id for spec in current.runs} and (not samples or samples.is_dir()):
             return frames
         check_runs(current.runs, scale.results)

@@ -208,6 +208,9 @@ def test_what_other_code_has_stored_is_not_mixed_in(workplace, monkeypatch):
     monkeypatch.setattr(sources, "text_of", lambda files: text_of(files) + "# an edit")
     runner.run_job("smoke", "glue", "all", overrides)
     assert calls == ["lora", "ether", "lora", "ether"]
+    monkeypatch.setattr(sources, "text_of", text_of)  # the finished job is of the edited code, too
+    runner.run_job("smoke", "glue", "all", overrides)
+    assert calls == ["lora", "ether"] * 3
     shutil.rmtree("results/smoke/runs")
 
 
