@@ -66,6 +66,14 @@ def test_a_metadata_file_gives_the_halves_and_the_attributes_of_prompts(folder: 
     assert [p.attributes for p in found] == [(), (), (("colour", "red"),), ()]
 
 
+def test_prompts_that_name_the_class_as_a_word_are_not_unrelated() -> None:
+    prompts = ["a photo of a hat", "Hat and coat", "a hatstand", "a flower vase", "a vase of flowers"]
+    assert dataset.unrelated_prompts(prompts, "hat") == prompts[2:]
+    assert dataset.unrelated_prompts(prompts, "flower vase") == [*prompts[:3], prompts[4]]
+    with pytest.raises(ConfigurationError, match=r"`subject\.drift\.prompts` contains the class 'hat'"):
+        dataset.unrelated_prompts(prompts[:2], "hat")
+
+
 def test_pictures_are_the_centre_square(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255
@@ -91,14 +99,14 @@ def test_a_readers_attributes_are_compared_with_those_of_each_prompt() -> None:
         dataset.Prompt(0, "", "", "report", (("background", "sand"),)),
         dataset.Prompt(3, "", "", "selection", (("background", "grass"), ("colour", "red"))),
     ]
-    words = [("sand", "red", "vase"), ("grass", "red", "toy"), ("grass", "blue", "vase"), ("grass", "red", "fish")]
-    readings = [dict(zip(("background", "colour", "shape"), three, strict=True)) for three in words]
-    assert attribute_shares(readings, numbers, prompts, "vase") == {"background": 0.75, "class": 0.5, "colour": 0.5}
-    assert attribute_shares(readings, numbers, prompts[:1], "vase") == {"background": 0.5, "class": 0.5}
-    assert attribute_shares([], numbers, prompts, "vase") == {}
+    words = [("sand", "red", "hat"), ("grass", "none", "cap"), ("grass", "blue", "hat"), ("grass", "red", "fox")]
+    readings = [dict(zip(("background", "colour", "thing"), three, strict=True)) for three in words]
+    assert attribute_shares(readings, numbers, prompts) == {"background": 0.75, "colour": 0.5}
+    assert attribute_shares(readings, numbers, prompts[:1]) == {"background": 0.5}
+    assert attribute_shares([], numbers, prompts) == {}
 
 
-def test_the_reader_of_the_world_of_scenes_is_loaded_and_reads(tmp_path: Path) -> None:
+def test_the_reader_of_the_world_of_pictures_is_loaded_and_reads(tmp_path: Path) -> None:
     from ether.foundation import image_judges
 
     image_judges.new_reader().save_pretrained(tmp_path / "reader")
@@ -106,7 +114,7 @@ def test_the_reader_of_the_world_of_scenes_is_loaded_and_reads(tmp_path: Path) -
     read = load_reader(settings, {"mirror": None, "foundation": "shipped"}, tmp_path)
     assert read is not None
     found = read(torch.rand(3, 3, 64, 64))
-    assert len(found) == 3 and {"background", "colour", "shape"} <= set(found[0])
+    assert len(found) == 3 and {"background", "colour", "thing"} <= set(found[0])
     assert load_reader(None, {}, tmp_path) is None
 
 
@@ -151,6 +159,37 @@ def _after_time(seed: int, name: str, number: int) -> torch.Generator:
     random = generator(seed, name, "draw", number)
     torch.randint(1000, (), generator=random)
     return random
+
+
+def loss_with_times(times: str) -> DreamBoothLoss:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return DreamBoothLoss(Echo(), scheduler, 3, (torch.zeros(2, 1, 1, 1), torch.zeros(1, 1)), None, 0.0, times)
+
+
+def test_times_have_the_distribution_that_is_named() -> None:
+    levels = loss_with_times("noise").scheduler.alphas_cumprod.double()
+    noise = 1 - levels
+    for times, expected in (("uniform", torch.full((1000,), 0.001)), ("noise", 0.0005 + noise / noise.sum() / 2)):
+        module = loss_with_times(times)
+        drawn = module._batch("instance", module.parts[0][1], range(4000))[2]
+        counts = torch.bincount(drawn // 100, minlength=10).double()
+        wanted = 4000 * expected.double().view(10, 100).sum(1)
+        assert float(((counts - wanted).square() / wanted).sum()) < 27.9, times  # chi-squared with 9 degrees: p > .001
+    again = loss_with_times("noise")
+    assert torch.equal(again._batch("instance", again.parts[0][1], range(3990, 4000))[2], drawn[-10:])  # by the number alone
+    with pytest.raises(ConfigurationError, match=r"'late'.*Known: uniform, noise"):
+        loss_with_times("late")
+
+
+def test_uniform_times_are_the_first_integer_of_each_samples_generator() -> None:
+    module = loss_with_times("uniform")
+    _, noise, times = module._batch("instance", module.parts[0][1], range(5))
+    for number in range(5):
+        random = generator(3, "instance", "draw", number)
+        assert int(times[number]) == int(torch.randint(1000, (), generator=random))
+        assert torch.equal(noise[number], torch.randn(1, 1, 1, generator=random))
 
 
 def test_every_picture_is_seen_once_an_epoch() -> None:

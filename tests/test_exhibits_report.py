@@ -22,7 +22,7 @@ from ether.exhibits import glue, instruct, job_report, report, subject
 from ether.notebook import parameters_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBJECTS = ("slim_vase", "bear_toy", "long_fish")
+SUBJECTS = ("fluent_octopus", "fluent_penguin", "fluent_mushroom")
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +188,7 @@ def test_cost_is_in_the_order_of_the_table_and_in_megabytes() -> None:
 def test_learning_rates_show_the_grid_that_was_run_here() -> None:
     named = next(r.hyperparameters["learning_rate"] for r in config.runs(config.load("small"), "subject") if r.method == "ether")
     runs = [
-        Run("ether", {("selection", "score"): value}, "mouse_toy", rate=rate)
+        Run("ether", {("selection", "score"): value}, "fluent_crab", rate=rate)
         for rate, value in ((named, 0.25), (10 * named, 0.125))
     ]
     store(config.load("small").results, "subject_rates", runs)

@@ -19,7 +19,7 @@ from ether.exhibits import common, glue, instruct, subject
 from ether.paper import published
 
 TASKS = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
-SUBJECTS = ("slim_vase", "bear_toy", "long_fish")
+SUBJECTS = ("fluent_octopus", "fluent_penguin", "fluent_mushroom")
 
 
 @pytest.fixture(autouse=True)
@@ -255,8 +255,8 @@ def test_a_table_over_two_experiments_takes_each_column_from_the_one_that_measur
 def test_values_by_subject_are_in_the_order_of_the_columns(subjects: config.Scale) -> None:
     wide = subject.by_subject(subjects)
     assert list(wide.columns.get_level_values(0).unique()) == ["DINO", "CLIP-T", "LPIPS within a prompt"]
-    assert wide.loc["OFT n=4", ("DINO", "bear_toy")] == pytest.approx(0.605)
-    assert wide.loc["Real images", ("DINO", "bear_toy")] == pytest.approx(0.81)
+    assert wide.loc["OFT n=4", ("DINO", "fluent_penguin")] == pytest.approx(0.605)
+    assert wide.loc["Real images", ("DINO", "fluent_penguin")] == pytest.approx(0.81)
 
 
 def test_evidence_of_subjects_has_the_photographs_as_one_run_a_subject(subjects: config.Scale) -> None:
@@ -274,7 +274,7 @@ def test_evidence_of_subjects_has_the_photographs_as_one_run_a_subject(subjects:
     ("module", "experiment", "trained", "split", "task"),
     [
         (instruct, "instruct_rates", "instruct", "tuning", "alpaca"),
-        (subject, "subject_rates", "subject", "selection", "mouse_toy"),
+        (subject, "subject_rates", "subject", "selection", "fluent_crab"),
     ],
 )
 def test_a_grid_of_learning_rates_is_scored_on_what_is_never_reported(

@@ -288,7 +288,7 @@ def test_smoke_scale_for_real(tmp_path):
         "glue": {4},
         "instruct": {0, 4},
         "instruct_rates": {0, 2},
-        "subject": {2},
+        "subject": {0, 2},
         "perturbation": {1, 2},  # distances
     }
     for experiment in config.experiments():

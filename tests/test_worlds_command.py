@@ -17,7 +17,7 @@ from ether.worlds import __main__ as command
 SMALL: dict[str, dict[str, Any]] = {
     "facts": {"seed": 1, "world_seed": 2, "sizes": {"alpaca/train": 50}},
     "language": {"seed": 1, "sizes": {"train": 8, "validation": 4, "tuning": 4}},
-    "scenes": {"seed": 1, "images": 2, "subjects": 3},
+    "pictures": {"seed": 1, "images": 2, "subjects": 3},
 }
 
 
@@ -60,9 +60,9 @@ def test_files_are_listed_without_slow_libraries() -> None:
     [
         (["fact"], "Unknown world 'fact'. Did you mean 'facts'"),
         (["facts", "--settings", '{"size": {}}'], "'size' in the settings of the world 'facts'. Did you mean 'sizes'"),
-        (["scenes", "--settings", "{seed: 0}"], "not valid JSON"),
-        (["scenes", "--settings", "[0]"], "must be a JSON object"),
-        (["scenes", "--settings", '{"subjects": 9}'], "1 to 8 subjects"),
+        (["pictures", "--settings", "{seed: 0}"], "not valid JSON"),
+        (["pictures", "--settings", "[0]"], "must be a JSON object"),
+        (["pictures", "--settings", '{"subjects": 11}'], "1 to 10 subjects"),
         (["language", "--settings", '{"sizes": {"test": 4}}'], "Unknown split 'test'"),
     ],
 )
@@ -74,6 +74,6 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str, tmp_path:
 
 
 def test_an_unknown_world_is_named_by_both_functions(tmp_path: Path) -> None:
-    for call in (lambda: worlds.files("scene", {}), lambda: worlds.write("scene", tmp_path, {})):
-        with pytest.raises(ConfigurationError, match="'scene'.*'scenes'"):
+    for call in (lambda: worlds.files("picture", {}), lambda: worlds.write("picture", tmp_path, {})):
+        with pytest.raises(ConfigurationError, match="'picture'.*'pictures'"):
             call()

@@ -2,7 +2,7 @@
 
 dataset/<subject>/*.jpg             the photographs of a subject
 dataset/prompts_and_classes.txt     the class of each subject, and the prompts
-dataset/metadata.json               optional, written by the world of scenes: the attributes that each prompt describes
+dataset/metadata.json               optional, written by the world of pictures: the attributes that each prompt describes
 """
 
 from __future__ import annotations
@@ -157,6 +157,21 @@ def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, l
         if {p.half for p in as_recorded} == set(HALVES):
             return as_recorded
     return chosen
+
+
+def unrelated_prompts(prompts: Sequence[str], noun: str) -> list[str]:
+    """The prompts that do not contain a class noun, as whole words in any case.
+
+    Raises:
+        ConfigurationError: none is left.
+    """
+    named = re.compile(rf"\b{re.escape(noun)}\b", re.IGNORECASE)
+    kept = [prompt for prompt in prompts if not named.search(prompt)]
+    if not kept:
+        raise ConfigurationError(
+            f"Every prompt in `subject.drift.prompts` contains the class {noun!r}. Add one about another thing."
+        )
+    return kept
 
 
 def read_pictures(files: Sequence[Path], size: int) -> torch.Tensor:

@@ -11,14 +11,47 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional
 
 from ether.diffusion.dataset import HALVES, Prompt
 from ether.diffusion.judges import Reader
-from ether.diffusion.sampler import Sampler
+from ether.diffusion.sampler import Sampler, frozen_pictures
 from ether.errors import one_of
 from ether.measures import geometry, images
 from ether.results import write_text
 from ether.training import Rows
+
+
+class Drift:
+    """How far a model's images of unrelated prompts have moved from those of the frozen model.
+
+    Args:
+        sampler: with the pipeline before adaptation.
+        prompts: texts without the subject and its class.
+        each: number of images per prompt.
+        judge: the model that compares images.
+        fingerprint: fingerprint of the pipeline.
+        folder: cache of the frozen model's images.
+    """
+
+    def __init__(
+        self, sampler: Sampler, prompts: Sequence[str], each: int, judge: images.VisionJudge, fingerprint: str, folder: Path
+    ) -> None:
+        self.sampler, self.judge = sampler, judge
+        self.texts = [text for text in prompts for _ in range(each)]
+        self.names = [f"drift/{text}/{image}" for text in prompts for image in range(each)]
+        self.base = self._features(frozen_pictures(sampler, self.texts, self.names, fingerprint, folder))
+
+    def _features(self, pictures: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(self.judge.features(pictures.float() / 255).double(), dim=-1)
+
+    def measure(self) -> float:
+        """One minus the cosine of the frozen and the current model's image, mean over prompts and images.
+
+        Exactly 0 if the images are equal. Raises a FloatingPointError if the model's output is not finite.
+        """
+        moved = self._features(self.sampler.pictures(self.texts, self.names))
+        return float((moved - self.base).square().sum(-1).mean() / 2)  # of unit vectors, and without rounding at 0
 
 
 @dataclass
@@ -31,9 +64,9 @@ class Evaluation:
         each: number of images per prompt.
         judges: models that score the images.
         real: features of the subject's photographs.
-        noun: class of the subject.
         selection: the metrics whose mean is the ``score``.
         reader: classifies the attributes of an image; None if the attributes are not known.
+        drift: measures images of unrelated prompts; None if they are not measured.
         reference: for methods that train weights in place, the pretrained weights (`ether.measures.geometry.weight_pairs`).
     """
 
@@ -42,9 +75,9 @@ class Evaluation:
     each: int
     judges: images.Judges
     real: images.Real
-    noun: str
     selection: list[str]
     reader: Reader | None = None
+    drift: Drift | None = None
     reference: dict[str, torch.Tensor] | None = None
     energies: dict[str, dict[str, float]] = field(default_factory=dict)  # of the pretrained weights, once computed
 
@@ -75,7 +108,7 @@ class Evaluation:
         for split in ("validation", *HALVES):
             among = [prompt for prompt in self.prompts if split in ("validation", prompt.half)]
             found = images.measure(generated, self.real, [prompt.number for prompt in among])
-            found |= attribute_shares(readings, self.numbers, among, self.noun)
+            found |= attribute_shares(readings, self.numbers, among)
             if missing := [name for name in self.selection if name not in found]:
                 raise one_of("metric", missing[0], found, "subject.selection.metrics")
             found["score"] = sum(found[name] for name in self.selection) / len(self.selection)
@@ -90,24 +123,21 @@ class Evaluation:
             return {}
 
 
-def attribute_shares(
-    readings: Sequence[Mapping[str, str]], numbers: Sequence[int], among: Sequence[Prompt], noun: str
-) -> dict[str, float]:
-    """Shares of images in which the reader predicts the attributes of their prompt and, under ``class``, the subject's class.
+def attribute_shares(readings: Sequence[Mapping[str, str]], numbers: Sequence[int], among: Sequence[Prompt]) -> dict[str, float]:
+    """Shares of images in which the reader predicts an attribute as their prompt describes it, for each attribute.
 
     Args:
         readings: predicted attributes of each image; empty without a reader.
         numbers: the prompt number of each image.
         among: prompts whose images are included.
-        noun: class of the subject.
     """
     if not readings:
         return {}
     correct: dict[str, list[bool]] = {}
-    expected = {prompt.number: dict(prompt.attributes) | {"class": noun} for prompt in among}
+    expected = {prompt.number: dict(prompt.attributes) for prompt in among}
     for number, reading in zip(numbers, readings, strict=True):
         for key, value in expected.get(number, {}).items():
-            correct.setdefault(key, []).append(reading["shape" if key == "class" else key] == value)
+            correct.setdefault(key, []).append(reading[key] == value)
     return {key: sum(values) / len(values) for key, values in sorted(correct.items())}
 
 
@@ -158,6 +188,8 @@ class EvaluationCallback(transformers.TrainerCallback):
             self.pictures = self.evaluation.generate()
             for split, values in self.evaluation.measure(self.pictures).items():
                 rows += [(step, split, name, value) for name, value in values.items()]
+            if self.evaluation.drift:
+                rows.append((step, "validation", "drift", self.evaluation.drift.measure()))
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             self.failure = str(error)
         write_text(json.dumps(rows), self._file(step))

@@ -29,6 +29,7 @@ from ether.silence import quiet
 Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> predicted attributes of each image
 
 ROLES = ("dino", "clip")
+CONVOLUTIONAL_SIDE = 224  # of a convolutional judge's input, if its preprocessor_config.json contains none
 
 
 def _setting(role: str) -> str:
@@ -130,12 +131,14 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
                     loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **location)
             config = loaded[role].config
             side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-            if not isinstance(side, int):
+            convolutional = role == "dino" and hasattr(config, "hidden_sizes") and hasattr(config, "depths")
+            if not isinstance(side, int) and not convolutional:
                 raise ConfigurationError(
                     f"The configuration of the model {source.name!r} has no image size: `{setting}` must be a vision "
-                    "transformer with a class token (ViT, DINO, DINOv2) or, for clip, a CLIP model."
+                    "transformer with a class token (ViT, DINO, DINOv2), a convolutional network with a pooled output (RegNet, "
+                    "ResNet) or, for clip, a CLIP model."
                 )
-            loaded[f"{role}_prepare"] = preprocessing(source, side, setting, subfolder)
+            loaded[f"{role}_prepare"] = preprocessing(source, side or CONVOLUTIONAL_SIDE, setting, subfolder)
             loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
     dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
     clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])
@@ -144,7 +147,7 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
 
 
 def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:
-    """The attribute classifier of `ether.foundation.image_judges` for images of the world of scenes.
+    """The attribute classifier of `ether.foundation.image_judges` for images of the world of pictures.
 
     Args:
         reader: ``path`` and ``subfolder``; None at scales with other images.
@@ -157,7 +160,7 @@ def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], 
     if reader is None:
         return None
     from ether.foundation import image_judges
-    from ether.worlds.scenes import SIZE
+    from ether.worlds.pictures import SIZE
 
     source = hub.model_source(reader, resources, results)
     with quiet(), hub.explained(source, "model", _setting("reader")):

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ether.diffusion.sampler import generator
 from ether.errors import one_of
+from ether.foundation.times import TIMES, time_probabilities
 
 
 class SampleNumbers(Dataset):
@@ -39,6 +40,10 @@ class DreamBoothLoss(nn.Module):
         instances: ((N, C, h, w) latents, (L, D) prompt embedding).
         prior: the same for the images of the class, or None.
         weight: weight of the prior loss.
+        times: the distribution of the time steps, a kind of `ether.foundation.times.time_probabilities`.
+
+    Raises:
+        ConfigurationError: unknown ``times``.
     """
 
     def __init__(
@@ -49,11 +54,22 @@ class DreamBoothLoss(nn.Module):
         instances: tuple[torch.Tensor, torch.Tensor],
         prior: tuple[torch.Tensor, torch.Tensor] | None,
         weight: float,
+        times: str = "uniform",
     ) -> None:
         super().__init__()
+        if times not in TIMES:
+            raise one_of("distribution of time steps", times, TIMES, "subject.times")
         self.model = model
         self.scheduler, self.seed, self.weight = scheduler, seed, weight
+        self.cumulative = None if times == "uniform" else time_probabilities(scheduler.alphas_cumprod, times).cumsum(0)
         self.parts = [("instance", *instances)] + ([("prior", *prior)] if prior else [])  # no buffers: not saved
+
+    def _time(self, random: torch.Generator) -> int:
+        """A time step drawn with one number of the generator."""
+        if self.cumulative is None:
+            return int(torch.randint(self.scheduler.config.num_train_timesteps, (), generator=random))
+        drawn = torch.rand((), generator=random, dtype=torch.float64) * self.cumulative[-1]  # the sum is 1 but for rounding
+        return min(int(torch.searchsorted(self.cumulative, drawn, right=True)), len(self.cumulative) - 1)
 
     def _batch(self, name: str, latents: torch.Tensor, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         chosen, noise, times = [], [], []
@@ -62,7 +78,7 @@ class DreamBoothLoss(nn.Module):
             order = torch.randperm(len(latents), generator=generator(self.seed, name, "epoch", epoch))
             chosen.append(int(order[index]))
             random = generator(self.seed, name, "draw", number)
-            times.append(int(torch.randint(self.scheduler.config.num_train_timesteps, (), generator=random)))
+            times.append(self._time(random))
             noise.append(torch.randn(latents.shape[1:], generator=random))
         device = latents.device
         return latents[chosen], torch.stack(noise).to(device), torch.tensor(times, device=device)

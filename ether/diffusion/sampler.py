@@ -68,6 +68,12 @@ class Sampler:
         seed = self.sampling.get("seed", 0)
         return torch.stack([torch.randn(self.latent, generator=generator("sample", seed, name)) for name in names])
 
+    def pictures(self, texts: Sequence[str], names: Sequence[str]) -> torch.Tensor:
+        """Images (N, 3, H, W), uint8, of N texts, from the noise of N names; raises as `generate`."""
+        different = list(dict.fromkeys(texts))  # equal texts get equal embeddings, whatever their number
+        embeddings = self.encode(different)[[different.index(text) for text in texts]]
+        return self.generate(embeddings, self.noise(names))
+
     @torch.no_grad()
     def generate(self, embeddings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W), uint8, so that metrics are computed on the values that are saved.
@@ -170,16 +176,26 @@ def class_pictures(sampler: Sampler, text: str, count: int, fingerprint: str, fo
         text: the class prompt.
         count: number of images.
         fingerprint: fingerprint of the pipeline.
+        folder: the cache folder.
+    """
+    return frozen_pictures(sampler, [text] * count, [f"class/{text}/{number}" for number in range(count)], fingerprint, folder)
+
+
+def frozen_pictures(sampler: Sampler, texts: Sequence[str], names: Sequence[str], fingerprint: str, folder: Path) -> torch.Tensor:
+    """Images (N, 3, H, W), uint8, that the frozen model generates as `Sampler.pictures` does, cached.
+
+    Args:
+        sampler: with the pipeline before adaptation.
+        texts, names: see `Sampler.pictures`.
+        fingerprint: fingerprint of the pipeline.
         folder: the cache folder, with one file for each combination of arguments and settings.
     """
     code = sources.text_of(sources.closure("ether.diffusion.sampler"))
     settings = [dict(sampler.sampling), sampler.size, str(sampler.autocast), sampler.device]
-    key = digest([text, count, fingerprint, *settings, code], 20)
-    file = folder / f"{key}.safetensors"
+    file = folder / f"{digest([list(texts), list(names), fingerprint, *settings, code], 20)}.safetensors"
     if file.is_file():
         return load_file(file)["images"]
-    noise = sampler.noise([f"class/{text}/{number}" for number in range(count)])
-    pictures = sampler.generate(sampler.encode([text]).expand(count, -1, -1), noise)
+    pictures = sampler.pictures(texts, names)
     with atomic(file) as temporary:
         save_file({"images": pictures.contiguous()}, temporary)
     return pictures

@@ -6,6 +6,8 @@ the evaluation is selected by the score on one half of the prompts, and measured
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from ether import config
 from ether.analysis import runs
 from ether.analysis.cells import Cell
 from ether.analysis.claims import MetricInfo
+from ether.analysis.separation import separation
 from ether.config import Scale
 from ether.errors import MissingResourceError
 from ether.exhibits import common
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
 
 LAST, CHOSEN, REAL = "validation", "best", "real"  # splits
 PHOTOGRAPHS = "real-images"  # the row that compares the photographs with one another
+DRIFT = "Drift"  # a column
 COLLAPSED = 0.5  # below this share of images with the prompt's background, the model no longer follows the prompt
 
 # Metrics of the figures' claims that are columns of no table.
 METRICS = {
     "he_difference_input": MetricInfo("relative change of energy, input side", format=".1e"),
     "he_difference_output": MetricInfo("relative change of energy, output side", format=".1e"),
+    "he_difference_input_equal_rates": MetricInfo("relative change of energy, input side, equal learning rates", format=".1e"),
     "transformation_distance": MetricInfo("‖T − I‖", format=".2f"),
     "weight_distance": MetricInfo("‖W′ − W‖", format=".2f"),
 }
@@ -75,7 +80,8 @@ def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
     }
     methods = {stem: methods[stem] for stem in config.methods() if stem in methods}
     columns = {column.name: column.metric for column in paper.columns}
-    cells: list[Cell] = parameter_cells(exhibit, methods) if "#params" in columns else []
+    trained = [stem for stem, method in methods.items() if method["adapt"]["kind"] != "none"]
+    cells: list[Cell] = parameter_cells(exhibit, trained) if "#params" in columns else []
     for experiment in experiments:
         rows = {stem: paper.label(stem) for stem in (*paper.references, *methods)}
         unit = common.unit_of(experiment)
@@ -83,7 +89,13 @@ def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
         chosen = common.last_values(scale, experiment, CHOSEN, columns.values())
         rows = {stem: paper.label(stem) for stem in methods}
         cells += common.measured_cells(paper, rows, chosen, unit, scale, published.BEST)
+    cells = [_by_definition(cell) if cell.column == DRIFT and cell.method not in trained else cell for cell in cells]
     return common.table(cells, (*paper.references, *methods))
+
+
+def _by_definition(cell: Cell) -> Cell:
+    """The empty cell of a row without tuning in the column Drift. Its 0 would be printed as the best value."""
+    return dataclasses.replace(cell, ours=math.nan, low=math.nan, high=math.nan, n=0, unit="", note="0 by definition")
 
 
 def table2(scale: Scale) -> pd.DataFrame:
@@ -111,6 +123,33 @@ def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
     return wide[[column.name for column in columns.values() if column.name in wide]]
 
 
+def separations(scale: Scale, metrics: tuple[str, ...] = ("dino", "drift")) -> pd.DataFrame:
+    """The F test of Table 2's tuned methods for each metric, with subjects as blocks (`ether.analysis.separation`)."""
+    values = evidence("table2", scale)
+    tuned = values[values["adapt_kind"] != "none"]
+    columns = common.metric_columns(published.load()["table2"])
+    found = {columns[metric].name: separation(tuned[tuned["metric"] == metric])._asdict() for metric in metrics}
+    names = {"f": "F", "p": "p", "p_corrected": "p, Greenhouse-Geisser", "methods": "methods", "blocks": "subjects"}
+    return pd.DataFrame.from_dict(found, orient="index")[list(names)].rename(columns=names).rename_axis("column")
+
+
+def learned(scale: Scale) -> pd.DataFrame:
+    """DINO of each row of Table 2, its share of the photographs' own, and its share of the best tuned method's."""
+    values = evidence("table2", scale)
+    dino = values[values["metric"] == "dino"]
+    means = dino.groupby(["method", "task"])["value"].mean().groupby("method").mean()
+    best = means.reindex(dino.loc[dino["adapt_kind"] != "none", "method"].unique()).max()
+    order = [stem for stem in (PHOTOGRAPHS, *config.methods()) if stem in means.index]
+    ordered, label = means[order], published.load()["table2"].label
+    return pd.DataFrame(
+        {
+            "DINO": ordered,
+            "share of the photographs'": ordered / means.get(PHOTOGRAPHS, math.nan),
+            "share of the best method's": ordered / best,
+        }
+    ).rename(index=label)
+
+
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """Scores of the grid of Figure 4 on the half of the prompts that is never reported, for `ether.analysis.rates.choose`.
 
@@ -118,6 +157,7 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
     """
     grid = common.in_order(runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True))
     configured = common.configured_rates(scale, "subject_rates")
+    grid["value"] = grid["value"].where(grid["status"] == "finished")  # a rate with a run that diverged cannot be chosen
     return grid.assign(configured=grid["learning_rate"] == grid["method"].map(configured))
 
 
@@ -125,14 +165,18 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
     Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
-    rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`.
+    rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`; the same with the suffix
+    `_equal_rates` are of the grid's runs at `equal_rate`.
     """
     if exhibit == "figure4":
         values = common.last_values(scale, "subject_rates", "geometry", PANELS)
         highest = values.groupby("method")["learning_rate"].transform("max")
         return common.evidence_of(values[values["learning_rate"] == highest])
     if exhibit == "figure7":
-        return common.evidence_of(_energies(scale))
+        energies = _energies(scale)
+        equal = energies["rates"] == EQUAL
+        energies.loc[equal, "metric"] += "_equal_rates"
+        return common.evidence_of(energies)
     frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
     return common.evidence_of(pd.concat(frames, ignore_index=True))
 
@@ -142,16 +186,20 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
 def caption(exhibit: str, scale: Scale) -> str:
     """Subjects, seeds, training and sampling of a figure, as one paragraph."""
-    [experiment] = config.exhibits()[exhibit].experiments
-    of_runs, _ = runs.read(scale, experiment)
-    section = scale.experiment(experiment)
-    sampling, training = section["sampling"], section["training"]
-    steps = f"{training['max_steps']} steps of batch {training['batch_size']}"
-    subjects, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
+    experiments = config.exhibits()[exhibit].experiments
+    parts = []
+    for experiment in experiments:
+        of_runs, _ = runs.read(scale, experiment)
+        training = scale.experiment(experiment)["training"]
+        steps = f"{training['max_steps']} steps of batch {training['batch_size']}"
+        subjects, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
+        name = f"{experiment}: " if len(experiments) > 1 else ""
+        trained = steps if of_runs["steps"].max() else "nothing is trained"
+        parts.append(f"{name}subjects {subjects}; seeds {seeds}; {len(of_runs)} runs, {trained}.")
+    sampling = scale.experiment(experiments[0])["sampling"]
     return (
-        f"Subjects: {subjects}; seeds {seeds}; {len(of_runs)} runs, {steps if of_runs['steps'].max() else 'nothing is trained'}. "
-        f"Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and starting noise for "
-        "every run."
+        f"{' '.join(parts)} Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and "
+        "starting noise for every run."
     )
 
 
@@ -165,7 +213,7 @@ def figure4(scale: Scale) -> tuple[Figure, pd.DataFrame]:
 
     values = [
         common.last_values(scale, "subject_rates", split, metrics)
-        for split, metrics in (("geometry", PANELS), (LAST, ("dino", "clip_t", "background")))
+        for split, metrics in (("geometry", PANELS), (LAST, ("dino", "clip_t", "background", "drift")))
     ]
     data = common.labelled(pd.concat(values, ignore_index=True).dropna(subset="value"))
     figure = new_figure(9.4, 3.8)
@@ -180,50 +228,89 @@ def figure4(scale: Scale) -> tuple[Figure, pd.DataFrame]:
 
 
 SIDES = {"input": "neurons on the input side", "output": "neurons on the output side"}
+OWN, EQUAL = "own", "equal"  # of Figure 7: the learning rates of the methods' files, and one rate for all methods
+
+
+def equal_rate(values: pd.DataFrame) -> float:
+    """The learning rate at which methods are compared at equal rates.
+
+    Of the rates at which every method has finished runs of every task and seed of the grid, the one nearest to the middle of the
+    grid on a logarithmic scale, the smaller in case of a tie. NaN if there is no such rate.
+
+    Args:
+        values: one row per run, with the columns method, task, seed, learning_rate, status and value.
+    """
+    rates = sorted(values["learning_rate"].dropna().unique())
+    finished = values[(values["status"] == "finished") & values["value"].notna()]
+    runs_of_all = len(values[["method", "task", "seed"]].drop_duplicates())
+    counts = finished.drop_duplicates(["method", "task", "seed", "learning_rate"])["learning_rate"].value_counts()
+    common_rates = [rate for rate in rates if counts.get(rate, 0) == runs_of_all]
+    if not common_rates:
+        return math.nan
+    middle = (math.log(rates[0]) + math.log(rates[-1])) / 2
+    return float(min(common_rates, key=lambda rate: (round(abs(math.log(rate) - middle), 9), rate)))
 
 
 def _energies(scale: Scale) -> pd.DataFrame:
-    """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`."""
-    found = common.last_values(scale, "subject", "geometry", [f"he_difference_{side}" for side in SIDES])
-    return found.assign(value=found["value"].abs())
+    """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`.
+
+    The column `rates` is `OWN` for the methods' own learning rates (the experiment `subject`), and `EQUAL` for the rate that
+    `equal_rate` selects from the grid (`subject_rates`). Models without tuning are left out.
+    """
+    metrics = [f"he_difference_{side}" for side in SIDES]
+    own, grid = (common.last_values(scale, experiment, "geometry", metrics) for experiment in ("subject", "subject_rates"))
+    equal = grid[grid["learning_rate"] == equal_rate(grid[grid["metric"] == metrics[0]])]
+    found = pd.concat([own.assign(rates=OWN), equal.assign(rates=EQUAL)], ignore_index=True)
+    return found[found["adapt_kind"] != "none"].assign(value=lambda frame: frame["value"].abs())
 
 
 def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 7 (left): the change of the hyperspherical energy by fine-tuning."""
-    from ether.exhibits.plots import in_two_lines
-    from ether.exhibits.style import GREY, new_figure, style
+    """Figure 7 (left): the change of the hyperspherical energy by fine-tuning, at each method's rate and at equal rates."""
+    from ether.exhibits.style import GREY, new_figure
 
     data = common.labelled(_energies(scale).dropna(subset="value"))
-    stems = list(data["method"].unique())
-    figure = new_figure(9.4, 3.9)
-    panels = figure.subplots(1, 2, sharey=True)
-    floor = 1e-16
-    for axes, (side, title) in zip(panels, SIDES.items(), strict=True):
-        for place, stem in enumerate(stems):
-            values = data[(data["method"] == stem) & (data["metric"] == f"he_difference_{side}")]["value"]
-            if values.empty:
-                continue
-            mean, points = float(values.mean()), values.clip(lower=floor)
-            axes.bar(place, max(mean, floor), color=style(stem)[0], width=0.62, alpha=0.85)
-            axes.scatter(np.full(len(points), place), points, color="#222", s=9, zorder=3)
-            text = f"{mean:.0e}" if mean >= floor else f"< {floor:.0e}"
-            axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8)
-        axes.axhline(UNCHANGED, color=GREY, linestyle=":", linewidth=1)
-        axes.set_yscale("log")
-        axes.set_ylim(floor, 10)
-        names = [in_two_lines(config.label(stem)) for stem in stems]
-        axes.set_xticks(range(len(stems)), names, rotation=35, ha="right", fontsize=9)
-        axes.set_title(title, fontsize=11)
-    panels[0].set_ylabel("relative change of\nhyperspherical energy")
-    edge = panels[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
-    panels[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
+    figure = new_figure(9.8, 7.4)
+    panels = figure.subplots(2, 2, sharey=True)
+    for row, rates in zip(panels, (OWN, EQUAL), strict=True):
+        of_row = data[data["rates"] == rates]
+        for axes, (side, title) in zip(row, SIDES.items(), strict=True):
+            _energy_bars(axes, of_row, f"he_difference_{side}")
+            found = ", ".join(f"{rate:g}" for rate in sorted(of_row["learning_rate"].unique())) or "none"
+            which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
+            axes.set_title(f"{title}; {which}", fontsize=10)
+        row[0].set_ylabel("relative change of\nhyperspherical energy")
+        edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
+        row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
     return figure, data
 
 
+def _energy_bars(axes: Any, data: pd.DataFrame, metric: str) -> None:
+    """A bar for the mean of each method, with its runs as points; rounding errors are drawn at the lower edge."""
+    from ether.exhibits.plots import in_two_lines
+    from ether.exhibits.style import GREY, style
+
+    floor = 1e-16
+    stems = list(data["method"].unique())
+    for place, stem in enumerate(stems):
+        values = data[(data["method"] == stem) & (data["metric"] == metric)]["value"]
+        if values.empty:
+            continue
+        mean, points = float(values.mean()), values.clip(lower=floor)
+        axes.bar(place, max(mean, floor), color=style(stem)[0], width=0.62, alpha=0.85)
+        axes.scatter(np.full(len(points), place), points, color="#222", s=9, zorder=3)
+        text = f"{mean:.0e}" if mean >= floor else f"< {floor:.0e}"
+        axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8)
+    axes.axhline(UNCHANGED, color=GREY, linestyle=":", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_ylim(floor, 10)
+    names = [in_two_lines(config.label(stem)) for stem in stems]
+    axes.set_xticks(range(len(stems)), names, rotation=35, ha="right", fontsize=9)
+
+
 def _factors(scale: Scale) -> pd.DataFrame:
-    """One row per run: method, learning rate, factor, task, seed and status, and the scores `dino`, `clip_t` and `background`,
-    which are NaN if the run saved no images."""
-    scores = ["dino", "clip_t", "background"]
+    """One row per run: method, learning rate, factor, task, seed and status, and the scores `dino`, `clip_t`, `background` and
+    `drift`, which are NaN if the run saved no images."""
+    scores = ["dino", "clip_t", "background", "drift"]
     values = runs.measured(scale, "subject_factors", LAST, scores)
     keys = [column for column in runs.RUN_INFO if column != "reason"]
     wide = values.pivot(index="run_id", columns="metric", values="value")[scores]
@@ -310,43 +397,50 @@ def _photograph(scale: Scale, subject: str) -> Path | np.ndarray | None:
 
 
 def _generated_photograph(scale: Scale, subject: str) -> np.ndarray | None:
-    """The first photograph of a subject, rendered by the world of scenes."""
-    from ether.worlds import scenes
+    """The first photograph of a subject, rendered by the world of pictures."""
+    from ether.worlds import pictures
 
-    world = scale.settings["world"]["scenes"]
-    found = [known for known in scenes.SUBJECTS if known.name == subject]
-    return scenes.render(scenes.references(found[0], world["seed"], world["images"])[0]) if found else None
+    world = scale.settings["world"]["pictures"]
+    found = [known for known in pictures.SUBJECTS if known.name == subject]
+    return pictures.render(pictures.photographs(found[0], world["seed"], world["images"])[0]) if found else None
+
+
+SHOWN, PROMPTS_SHOWN = 4, 2  # subjects, and prompts of each, in Figure 9
 
 
 def figure9(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 9: each row has one subject, prompt and noise; the columns are a photograph of the subject and the methods."""
+    """Figure 9: each row has one subject, prompt and noise; the columns are a photograph, the base model and the methods.
 
+    Every subject is shown with two of the prompts that no selection used, the next two for each further subject.
+    """
     from ether.exhibits.plots import in_two_lines, reported_prompts, row_name, samples, show_image
     from ether.exhibits.style import INK, new_figure, style
 
     of_runs, _ = runs.read(scale, "subject")
     of_runs = common.in_order(of_runs[of_runs["seed"] == of_runs["seed"].min()])
-    stems, subjects = list(of_runs["method"].unique()), list(of_runs["task"].unique())[:3]
+    stems = list(of_runs["method"].unique())
     rows: list[tuple[Any, ...]] = []
-    for subject in subjects:
+    for number, subject in enumerate(of_runs["task"].unique()[:SHOWN]):
         for run in of_runs[of_runs["task"] == subject].itertuples():
             folder, files = samples(scale, "subject", str(run.run_id))
-            for prompt in reported_prompts(files)[:2]:
+            prompts = reported_prompts(files)
+            start = number * PROMPTS_SHOWN % len(prompts) if prompts else 0
+            for prompt in (prompts + prompts)[start : start + min(PROMPTS_SHOWN, len(prompts))]:
                 rows.append((subject, prompt, run.method, run.run_id, str(_first_image(folder, files, prompt))))
     data = pd.DataFrame(rows, columns=["subject", "prompt", "method", "run_id", "file"])
     lines = list(data[["subject", "prompt"]].drop_duplicates().itertuples(index=False))
-    figure = new_figure(1.15 * (len(stems) + 1) + 1.9, 1.2 * max(1, len(lines)) + 0.6)
+    figure = new_figure(1.25 * (len(stems) + 1) + 2.3, 1.3 * max(1, len(lines)) + 0.7)
     grid = figure.subplots(max(1, len(lines)), len(stems) + 1, squeeze=False)
     for row, line in zip(grid, lines, strict=False):
         show_image(row[0], _photograph(scale, line.subject))
         words = line.prompt.split()
-        row_name(row[0], f"{' '.join(words[: len(words) // 2])}\n{' '.join(words[len(words) // 2 :])}", INK, 8)
+        row_name(row[0], f"{' '.join(words[: len(words) // 2])}\n{' '.join(words[len(words) // 2 :])}", INK, 9)
         for axes, stem in zip(row[1:], stems, strict=True):
             found = data[(data["subject"] == line.subject) & (data["prompt"] == line.prompt) & (data["method"] == stem)]
             show_image(axes, Path(found["file"].iloc[0]) if len(found) else None)
     for axes, stem in zip(grid[0], ["", *stems], strict=True):
         name = in_two_lines(config.label(stem)) if stem else "photograph"
-        axes.set_title(name, fontsize=9, color=style(stem)[0] if stem else INK)
+        axes.set_title(name, fontsize=10, color=style(stem)[0] if stem else INK)
     if not lines:
         for axes in grid[0]:
             show_image(axes, None)

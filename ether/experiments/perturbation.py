@@ -6,7 +6,8 @@ are generated from the same noise. The distance of ETHER is always 2 sqrt(n). Th
 that of OFT at most 2 sqrt(d); Naive has no bound.
 
 A run's task is a subject of the data set. Its prompts are used without the subject's identifier, and its photographs are not
-used. Settings and hyperparameters are those of `ether.experiments.subject` (of the latter only ``precision``) and::
+used. Settings and hyperparameters are those of `ether.experiments.subject` (of the hyperparameters only ``precision``; ``prior``,
+``times`` and ``drift`` have no effect) and::
 
     perturbation: {distances: [0.25, 0.5, 1, 1.41, 2, 4, 8, 16]}
 
@@ -52,7 +53,7 @@ class Perturbation(Subject):
     """The experiment of Figure 3: images under random transformations."""
 
     def _without_subject(self, spec: RunSpec) -> RunSpec:
-        changed = {"prompts": {"token": ""}, "prior": {"images": 0, "weight": 0.0}}
+        changed = {"prompts": {"token": ""}, "prior": {"images": 0, "weight": 0.0}, "drift": None}
         return dataclasses.replace(spec, settings=overlay(spec.settings, changed))
 
     def check(self, spec: RunSpec, results: Path) -> None:

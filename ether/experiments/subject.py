@@ -8,10 +8,12 @@ For every method, learning rate and seed the samples start from the same noise (
 that the images of two runs differ only by the trained weights. The rows of each evaluation have these splits:
 
     validation      all prompts; metrics dino, clip_i, clip_t, lpips_real, lpips_prompt (`ether.measures.images`); with a
-                    reader background, colour and class (shares of the images with the attribute of their prompt); and
+                    reader background and colour (shares of the images with the attribute of their prompt); and
                     score, the mean of ``selection.metrics``. The main columns of the tables are this split at the last
-                    step.
-    selection, report   the same metrics over one half of the prompts each
+                    step. In this split only, drift: one minus the cosine similarity (DINO) of the frozen and the adapted
+                    model's images of unrelated prompts from the same noise, without the subject and its class. It is not
+                    in the paper.
+    selection, report   the same metrics but drift over one half of the prompts each
     last, best      the values of `report` at the last step, and at the step with the highest score in `selection`. The
                     paper selects a step by the reported metric; here selection and report use different prompts.
     geometry        distances and hyperspherical energies (`ether.measures.geometry.summary`)
@@ -31,7 +33,7 @@ Settings of a scale (required unless a default is given here)::
       lpips: judge                                                 judge | alex
       reader: null                                                 {path, subfolder} of the reader of
                                                                    `ether.foundation.image_judges`, for the world of
-                                                                   scenes only
+                                                                   pictures only
     layers: attention
     head: []
     prompts: {token: qwe, limit: null, live: [cat, dog]}           token: the subject's identifier; limit: number of
@@ -40,6 +42,10 @@ Settings of a scale (required unless a default is given here)::
     sampling: {steps, guidance, images_per_prompt, batch, scheduler: null, seed: 0}    null: scheduler of the pipeline
     selection: {metrics: [dino, clip_t]}
     prior: {images, weight}                                        0 images: no prior preservation
+    times: uniform                                                 uniform | noise: distribution of the time steps of the
+                                                                   loss (`ether.foundation.times.time_probabilities`)
+    drift: null                                                    {prompts, images_per_prompt: 1}: unrelated prompts; a
+                                                                   prompt that contains the subject's class is skipped
 
 The hyperparameters are those of `ether.training.training_arguments`, ``max_steps`` and ``evaluations``.
 """
@@ -48,7 +54,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +64,7 @@ from torch import nn
 from ether import hub
 from ether.config import RunSpec
 from ether.diffusion import dataset
-from ether.diffusion.evaluation import Evaluation, EvaluationCallback, chosen_rows
+from ether.diffusion.evaluation import Drift, Evaluation, EvaluationCallback, chosen_rows
 from ether.diffusion.judges import check_judges, shared_judges, shared_reader
 from ether.diffusion.losses import DreamBoothLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, class_pictures, load_pipeline
@@ -81,7 +89,7 @@ class Subject:
     """The subject-driven experiment."""
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Checks that model, judge models, photographs, prompts and scheduler exist."""
+        """Checks that model, judge models, photographs, prompts and scheduler exist, and that a prompt for drift is left."""
         hub.model_source(spec.settings["model"], spec.resources, results)
         data = hub.data_source(spec.settings["data"], spec.resources, results)
         check_judges(spec.settings["judges"], spec.resources, results)
@@ -89,6 +97,8 @@ class Subject:
             folder = dataset.dataset_folder(data)
             dataset.subject_files(folder, spec.task)
             self._prompts(spec, folder)
+            if spec.settings.get("drift"):
+                dataset.unrelated_prompts(spec.settings["drift"]["prompts"], dataset.subject_class(folder, spec.task))
         check_scheduler(spec.settings["sampling"])
 
     def _prompts(self, spec: RunSpec, folder: Path) -> list[dataset.Prompt]:
@@ -130,9 +140,9 @@ class Subject:
             int(settings["sampling"]["images_per_prompt"]),
             judges,
             images.Real.of(pictures, judges),
-            noun,
             list(settings["selection"]["metrics"]),
             shared_reader(settings["judges"].get("reader"), spec.resources, results),
+            self._drift(settings.get("drift"), sampler, noun, judges.dino, fingerprint, results),
             self._reference(spec, pipeline.unet),
         )
         return Loaded(
@@ -150,6 +160,20 @@ class Subject:
                 prior=prior,
             ),
         )
+
+    def _drift(
+        self,
+        drift: Mapping[str, Any] | None,
+        sampler: Sampler,
+        noun: str,
+        judge: images.VisionJudge,
+        fingerprint: str,
+        results: Path,
+    ) -> Drift | None:
+        if not drift:
+            return None
+        prompts = dataset.unrelated_prompts(drift["prompts"], noun)
+        return Drift(sampler, prompts, drift.get("images_per_prompt", 1), judge, fingerprint, results / "cache" / "drift-images")
 
     def _reference(self, spec: RunSpec, unet: nn.Module) -> dict[str, torch.Tensor] | None:
         """Copies of the pretrained weights of the adapted layers, for methods that train weights in place."""
@@ -223,7 +247,9 @@ class Subject:
             label_names=[],
         )
         return train(
-            DreamBoothLoss(model, scheduler, spec.seed, data.instances, data.prior, weight),
+            DreamBoothLoss(
+                model, scheduler, spec.seed, data.instances, data.prior, weight, spec.settings.get("times", "uniform")
+            ),
             arguments,
             adapted=model,
             callbacks=[callback],

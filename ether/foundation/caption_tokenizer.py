@@ -11,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from ether.worlds import scenes
+from ether.worlds import pictures
 
 __all__ = ["LENGTH", "build_tokenizer", "encode"]
 
@@ -25,7 +25,7 @@ def build_tokenizer() -> CLIPTokenizer:
     the trainer of the tokenizers library breaks ties at random.
     """
     letters, end = sorted(pre_tokenizers.ByteLevel.alphabet()), "</w>"
-    spelled = [[*word[:-1], word[-1] + end] for word in [*scenes.vocabulary(), ","]]
+    spelled = [[*word[:-1], word[-1] + end] for word in [*pictures.vocabulary(), ","]]
     merges: list[Any] = []  # pairs of tokens
     while pairs := collections.Counter(pair for word in spelled for pair in itertools.pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))

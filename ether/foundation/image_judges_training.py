@@ -8,119 +8,126 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, cross_entropy, pad
-from transformers import CLIPModel, CLIPTokenizer, RegNetForImageClassification, ViTModel
+from torch.nn.functional import avg_pool2d, cross_entropy, normalize, pad
+from transformers import CLIPModel, CLIPTokenizer, RegNetForImageClassification, RegNetModel
 
 from ether.foundation import card, image_judges
 from ether.foundation.caption_tokenizer import build_tokenizer, encode
 from ether.foundation.image_judges import HEADS
 from ether.foundation.pictures import to_input
-from ether.foundation.pretraining import optimise, warm_up_and_decay
+from ether.foundation.pretraining import decay_groups, optimise, warm_up_and_decay
 from ether.results import write_text
-from ether.worlds import scenes
+from ether.worlds import pictures
 
-STEPS = 1_000  # of the reader; the other two take half as many
-BATCHES = {"reader": 64, "clip": 96, "dino": 48}
-RATES = {"reader": 4.0e-3, "clip": 1.0e-3, "dino": 1.0e-3}
+STEPS = 1_200  # of the reader and of the replacement for DINO; CLIP takes half as many
+BATCHES = {"reader": 64, "clip": 96, "dino": 64}
+RATES = {"reader": 4.0e-3, "clip": 1.0e-3, "dino": 2.0e-3}
 WARM_UP = 60
-CORPUS, SUBJECTS, VIEWS = 16_000, 600, 16  # scenes; random subjects, and pictures of each
-TEMPERATURE = 0.1  # of the subjects' similarities in training
-IGNORED = -100  # target of an attribute for which captions have no word
+CORPUS = 16_000  # scenes for the reader and for CLIP
+OTHER_ARTIST = 0.3  # share of CLIP's scenes with the second artist's drawing of the caption's noun
+SCALE = 16.0  # of the cosine classifier over drawings
 
 
-def _fit(model: nn.Module, steps: int, losses: Iterator[torch.Tensor], name: str) -> None:
+def _fit(model: nn.Module, parameters: list[nn.Parameter], steps: int, losses: Iterator[torch.Tensor], name: str) -> None:
     """AdamW with a short warm-up, and a linear decay over the second half."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[name], weight_decay=0.01)
-    optimise(losses, optimizer, model.parameters(), warm_up_and_decay(steps, WARM_UP), steps=steps, label=name)
+    optimizer = torch.optim.AdamW(decay_groups(parameters), lr=RATES[name])
+    optimise(losses, optimizer, parameters, warm_up_and_decay(steps, WARM_UP), steps=steps, label=name)
     model.eval()
 
 
 def _disturb(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures with some blur and noise, as generated ones have."""
-    blurred = avg_pool2d(pad(inputs, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    share = 0.4 * torch.rand(len(inputs), 1, 1, 1, generator=generator)
-    noise = torch.randn(inputs.shape, generator=generator) * 0.1 * torch.rand(len(inputs), 1, 1, 1, generator=generator)
-    return inputs.lerp(blurred, share) + noise
+    """Pictures with noise and another contrast and brightness, as generated ones have; every other picture is also blurred."""
+
+    def share(*shape: int) -> torch.Tensor:
+        return torch.rand(len(inputs), *shape, generator=generator)
+
+    blurred = avg_pool2d(pad(inputs, (2, 2, 2, 2), mode="replicate"), 3, 1)
+    blurred = avg_pool2d(blurred, 3, 1)
+    inputs = inputs.lerp(blurred, share(1, 1, 1) * (share(1, 1, 1) < 0.5))
+    inputs = inputs * (0.85 + 0.3 * share(1, 1, 1)) + 0.2 * (share(3, 1, 1) - 0.5)
+    return inputs + torch.randn(inputs.shape, generator=generator) * 0.1 * share(1, 1, 1)
 
 
-def _target(scene: scenes.Scene, head: str) -> int:
-    label = image_judges.attributes(scene)[head]
-    return HEADS[head].index(label) if label else IGNORED
-
-
-def _reader_losses(
-    model: RegNetForImageClassification, inputs: torch.Tensor, expected: list[scenes.Scene], generator: torch.Generator
-) -> Iterator[torch.Tensor]:
-    """The sum of the four classifiers' cross entropies."""
-    sizes = [len(labels) for labels in HEADS.values()]
-    targets = torch.tensor([[_target(scene, head) for head in HEADS] for scene in expected])
-    while True:
-        chosen = torch.randint(len(inputs), (BATCHES["reader"],), generator=generator)
-        parts = model(pixel_values=_disturb(inputs[chosen], generator)).logits.split(sizes, dim=1)
-        losses = [cross_entropy(part, targets[chosen, i], ignore_index=IGNORED) for i, part in enumerate(parts)]
-        yield torch.stack(losses).nan_to_num().sum()
-
-
-def _clip_losses(
-    model: CLIPModel, inputs: torch.Tensor, tokens: dict[str, torch.Tensor], generator: torch.Generator
-) -> Iterator[torch.Tensor]:
-    """CLIP's symmetric contrastive loss between pictures and captions."""
-    target = torch.arange(BATCHES["clip"])
-    while True:
-        chosen = torch.randint(len(inputs), (BATCHES["clip"],), generator=generator)
-        image = image_judges.image_embeddings(model, _disturb(inputs[chosen], generator))
-        text = image_judges.text_embeddings(model, {key: value[chosen] for key, value in tokens.items()})
-        similarity = image @ text.T * model.logit_scale.exp()
-        yield (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
-
-
-def _dino_losses(model: ViTModel, inputs: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """The symmetric contrastive loss between two views of each subject; inputs of shape (subjects, views, 3, 32, 32)."""
-    count = min(BATCHES["dino"], len(inputs))
-    target = torch.arange(count)
-    while True:
-        chosen = torch.randperm(len(inputs), generator=generator)[:count]
-        first = torch.randint(VIEWS, (count,), generator=generator)
-        second = (first + 1 + torch.randint(VIEWS - 1, (count,), generator=generator)) % VIEWS
-        batch = torch.cat([inputs[chosen, first], inputs[chosen, second]])
-        features = image_judges.subject_embeddings(model, _disturb(batch, generator))
-        similarity = features[:count] @ features[count:].T / TEMPERATURE
-        yield (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
+def _scenes(seed: int, count: int, other_artist: float = 0.0) -> list[pictures.Scene]:
+    """Scenes of one thing: every pair of name and background, some recoloured; a share of them by the second artist."""
+    rng, backgrounds, colours = np.random.default_rng([seed, 8]), tuple(pictures.BACKGROUNDS), tuple(pictures.COLOURS)
+    subjects = {subject.noun for subject in pictures.SUBJECTS}
+    names, found = HEADS["thing"], []
+    for _ in range(count):
+        name, background = names[int(rng.integers(len(names)))], backgrounds[int(rng.integers(len(backgrounds)))]
+        colour = colours[int(rng.integers(len(colours)))] if rng.random() < 0.3 else None
+        if name == pictures.FACE:
+            found.append(pictures.alone(name, background, rng, face=pictures.random_face(rng)))
+        elif rng.random() < other_artist and name not in subjects:
+            found.append(pictures.alone(name, background, rng, artist="fluent", colour=colour))
+        else:
+            found.append(pictures.alone(name, background, rng, colour=colour))
+    return found
 
 
 def train_reader(seed: int, steps: int) -> RegNetForImageClassification:
-    """The reader, on all combinations, including those held out from the generative model: it has to recognise them."""
+    """The reader, on all pairs of name and background: it has to recognise those held out from the generative model."""
     torch.manual_seed(seed)
-    pictures, _, expected = scenes.corpus(seed + 500, min(CORPUS, 64 * steps), include_held_out=True)
-    model, generator = image_judges.new_reader().train(), torch.Generator().manual_seed(seed)
-    _fit(model, steps, _reader_losses(model, to_input(pictures), expected, generator), "reader")
+    expected = _scenes(seed + 500, min(CORPUS, 64 * steps))
+    inputs, generator = to_input(pictures.render_many(expected)), torch.Generator().manual_seed(seed)
+    targets = torch.tensor([[HEADS[h].index(word) for h, word in image_judges.attributes(s).items()] for s in expected])
+    model, sizes = image_judges.new_reader().train(), [len(labels) for labels in HEADS.values()]
+
+    def losses() -> Iterator[torch.Tensor]:
+        while True:
+            chosen = torch.randint(len(inputs), (BATCHES["reader"],), generator=generator)
+            parts = model(pixel_values=_disturb(inputs[chosen], generator)).logits.split(sizes, dim=1)
+            yield torch.stack([cross_entropy(part, targets[chosen, i]) for i, part in enumerate(parts)]).sum()
+
+    _fit(model, list(model.parameters()), steps, losses(), "reader")
     return model
 
 
 def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """CLIP, on all combinations."""
+    """CLIP, on all pairs of name and background; the second artist's drawings (none of a subject) have the same captions."""
     torch.manual_seed(seed + 1)
-    pictures, captions, _ = scenes.corpus(seed + 501, min(CORPUS, 64 * steps), include_held_out=True)
-    model, generator = image_judges.new_clip(tokenizer).train(), torch.Generator().manual_seed(seed + 1)
-    _fit(model, steps, _clip_losses(model, to_input(pictures), encode(tokenizer, captions), generator), "clip")
+    expected, rng = _scenes(seed + 501, min(CORPUS, 64 * steps), OTHER_ARTIST), np.random.default_rng([seed, 9])
+    inputs, generator = to_input(pictures.render_many(expected)), torch.Generator().manual_seed(seed + 1)
+    tokens = encode(tokenizer, [pictures.caption(scene, rng) for scene in expected])
+    model, target = image_judges.new_clip(tokenizer).train(), torch.arange(BATCHES["clip"])
+
+    def losses() -> Iterator[torch.Tensor]:
+        """The symmetric contrastive loss between pictures and captions."""
+        while True:
+            chosen = torch.randint(len(inputs), (BATCHES["clip"],), generator=generator)
+            image = image_judges.image_embeddings(model, _disturb(inputs[chosen], generator))
+            text = image_judges.text_embeddings(model, {key: value[chosen] for key, value in tokens.items()})
+            similarity = image @ text.T * model.logit_scale.exp()
+            yield (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
+
+    _fit(model, list(model.parameters()), steps, losses(), "clip")
     return model
 
 
-def train_dino(seed: int, steps: int) -> ViTModel:
-    """The replacement for DINO, on random subjects."""
+def train_dino(seed: int, steps: int) -> RegNetModel:
+    """The replacement for DINO: it tells drawings apart, by a classifier over cosines that is not kept."""
     torch.manual_seed(seed + 2)
-    looks = image_judges.random_looks(min(SUBJECTS, 8 * steps), seed)
-    inputs = to_input(image_judges.views(looks, VIEWS, seed)).unflatten(0, (len(looks), VIEWS))
+    known, rng = image_judges.known_drawings(), np.random.default_rng([seed, 6])
     model, generator = image_judges.new_dino().train(), torch.Generator().manual_seed(seed + 2)
-    _fit(model, steps, _dino_losses(model, inputs, generator), "dino")
+    heads = nn.Parameter(0.1 * torch.randn(len(known), model.config.hidden_sizes[-1]))
+
+    def losses() -> Iterator[torch.Tensor]:
+        while True:
+            chosen = rng.integers(len(known), size=BATCHES["dino"])
+            shown = pictures.render_many([image_judges.view(known[int(i)], rng) for i in chosen])
+            features = image_judges.subject_embeddings(model, _disturb(to_input(shown), generator))
+            yield cross_entropy(SCALE * features @ normalize(heads, dim=-1).T, torch.from_numpy(chosen))
+
+    _fit(model, [*model.parameters(), heads], steps, losses(), "dino")
     return model
 
 
 def _preprocessor(kind: str) -> str:
-    """The content of a ``preprocessor_config.json``: 32 x 32, mean and standard deviation 0.5."""
-    side = {"height": scenes.SIZE, "width": scenes.SIZE}
+    """The content of a ``preprocessor_config.json``: 64 x 64, mean and standard deviation 0.5."""
+    side = {"height": pictures.SIZE, "width": pictures.SIZE}
     return json.dumps(
         {
             "image_processor_type": kind,
@@ -140,17 +147,17 @@ def _preprocessor(kind: str) -> str:
 
 
 def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
-    """Train the three judges (the reader for `steps`, the others for half as many) and write them to the folder `out`.
+    """Train the three judges (CLIP for half of `steps`) and write them to the folder `out`.
 
     Their random numbers are independent of each other. The same seed, steps and threads give the same weights on one kind of CPU.
     """
     began = time.monotonic()
     torch.set_num_threads(threads)
-    tokenizer, half = build_tokenizer(), max(1, steps // 2)
+    tokenizer = build_tokenizer()
     models: dict[str, Any] = {
         "reader": train_reader(seed, steps),
-        "clip": train_clip(seed, half, tokenizer),
-        "dino": train_dino(seed, half),
+        "clip": train_clip(seed, max(1, steps // 2), tokenizer),
+        "dino": train_dino(seed, steps),
     }
     minutes = (time.monotonic() - began) / 60
     card.start(out)
@@ -162,7 +169,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     card.write(
         out,
         name="image-judges",
-        what="CLIP, a stand-in for DINO and an attribute reader for the world of scenes (ether.worlds.scenes)",
+        what="CLIP, a stand-in for DINO and an attribute reader for the world of pictures (ether.worlds.pictures)",
         seed=seed,
         steps=steps,
         threads=threads,

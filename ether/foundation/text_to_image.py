@@ -1,14 +1,14 @@
-"""``text-to-image``: a small Stable Diffusion for the captions and pictures of the world of scenes (`ether.worlds.scenes`).
+"""``text-to-image``: a small Stable Diffusion for the captions and pictures of the world of pictures (`ether.worlds.pictures`).
 
 ``diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)`` loads the folder. All parts are classes of
 diffusers and transformers, so this model can be used in the same way as Stable Diffusion:
 
-- ``vae``: an `AutoencoderKL` from 32 x 32 x 3 to 8 x 8 x 16, trained first (`ether.foundation.autoencoder`). The latents' means
+- ``vae``: an `AutoencoderKL` from 64 x 64 x 3 to 8 x 8 x 16, trained first (`ether.foundation.autoencoder`). The latents' means
   and standard deviations are folded into its two 1 x 1 convolutions, so that every channel of a latent is standardised and
   ``scaling_factor`` is 1.
 - ``text_encoder`` and ``tokenizer``: a `CLIPTextModel` of two layers of width 128 over byte-pair tokens, where each word of
-  the captions is one token; it is trained together with the UNet. Some spare tokens (`scenes.SPARE_TOKENS`) have no meaning:
-  they occur before the noun in some captions of things, so that they can be used as identifiers of subjects.
+  the captions is one token; it is trained together with the UNet. Some spare tokens (`pictures.SPARE_TOKENS`) occur in no
+  caption and keep their initial embedding, so that they can be used as identifiers of subjects.
 - ``unet``: a `UNet2DConditionModel` with self- and cross-attention at 8 x 8 and 4 x 4, as Stable Diffusion has it at its
   finer resolutions. Most methods adapt only the attention layers. Without attention at 8 x 8, this hardly changes the generated
   pictures.
@@ -34,7 +34,7 @@ from ether.foundation.autoencoder import CHANNELS, GRID
 from ether.foundation.caption_tokenizer import LENGTH
 from ether.foundation.pictures import Pictures
 from ether.silence import quiet
-from ether.worlds import scenes
+from ether.worlds import pictures
 
 WIDTH = 128  # of the text encoder
 SAMPLING_STEPS, GUIDANCE = 25, 2.5
@@ -109,8 +109,8 @@ def generate(
     guidance: float = GUIDANCE,
     batch: int = 64,
 ) -> Pictures:
-    """A picture for each prompt, of shape (prompts, 32, 32, 3). The noise of each is independent of the rest of its batch."""
-    pictures = []
+    """A picture for each prompt, of shape (prompts, 64, 64, 3). The noise of each is independent of the rest of its batch."""
+    generated = []
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]
         images = pipeline(
@@ -120,26 +120,39 @@ def generate(
             generator=[torch.Generator().manual_seed(100_003 * seed + start + i) for i in range(len(chunk))],
             output_type="np",
         ).images
-        pictures.append(np.clip(np.round(images * 255), 0, 255).astype(np.uint8))
-    return np.concatenate(pictures)
+        generated.append(np.clip(np.round(images * 255), 0, 255).astype(np.uint8))
+    return np.concatenate(generated)
 
 
-def scores(pipeline: StableDiffusionPipeline, *, seed: int = 1, count: int = 200, held_out: bool = True) -> dict[str, float]:
-    """Shares of generated pictures in which the shipped reader predicts the attributes of the (complete) caption.
+def scores(pipeline: StableDiffusionPipeline, *, seed: int = 1, count: int = 200) -> dict[str, float]:
+    """Shares of generated pictures in which the shipped reader finds what the caption asks for.
 
     The reader was trained on rendered scenes only.
 
     Args:
         pipeline: of `load`.
         seed: of captions and noise.
-        count: number of pictures.
-        held_out: use captions of combinations that do not occur in training, otherwise those that do.
+        count: number of pictures of each of three kinds: pairs of name and background that are held out of training, pairs that
+            are not, and recoloured things before held-out backgrounds.
     """
-    if held_out:
-        expected = scenes.held_out_scenes(seed, count)
-    else:
-        stream = scenes.scenes(seed + 1_000_000, things=0.0)
-        expected = [next(stream) for _ in range(count)]
-    pictures = generate(pipeline, [scenes.describe(scene) for scene in expected], seed=seed)
+    stream = pictures.random_scenes(seed + 1_000_000)
+    plain = (s for s in stream if len(s.things) == 1 and not s.things[0].colour and not s.things[0].face)
+    kinds = {
+        "held-out pairs": pictures.held_out_scenes(seed, count),
+        "training's pairs": [next(plain) for _ in range(count)],
+        "recoloured": pictures.held_out_scenes(seed + 1, count, coloured=True),
+    }
     reader = image_judges.load_reader(foundation.path("image-judges") / "reader")
-    return image_judges.agreement(reader, pictures, expected)
+    found: dict[str, float] = {}
+    for kind, expected in kinds.items():
+        generated = generate(pipeline, [pictures.describe(scene) for scene in expected], seed=seed)
+        read = image_judges.read(reader, generated)
+        wanted: dict[str, list[str | None]] = {
+            "thing": [scene.things[0].name for scene in expected],
+            "background": [scene.background for scene in expected],
+            "colour": [scene.things[0].colour for scene in expected],
+        }
+        for head in ("thing", "background", *(["colour"] if kind == "recoloured" else [])):
+            right = np.mean([a == b for a, b in zip(read[head], wanted[head], strict=True)])
+            found[f"{head}, {kind}"] = round(float(right), 4)
+    return found

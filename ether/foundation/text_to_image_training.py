@@ -1,16 +1,14 @@
 """Training of ``text-to-image`` (`ether.foundation.text_to_image`): the autoencoder, then the UNet with the text encoder.
 
-The UNet predicts the velocity. Its loss is the squared error of the picture (not of the velocity or of the noise), which puts
-the weight on strong noise, where the content of the picture is decided. The picture's error is the velocity's error times the
-noise level; sampling the time steps with a probability proportional to the squared noise level gives the same expected loss
-with less variance.
+The UNet predicts the velocity. Half of the time steps are uniform and half have a probability proportional to the squared noise
+level (`ether.foundation.times`): the content of a picture is decided at strong noise, its details at weak noise. The
+experiments on this model tune it with the same distribution.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +18,24 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether import results
 from ether.foundation import autoencoder, card, text_to_image
 from ether.foundation.caption_tokenizer import build_tokenizer, encode
-from ether.foundation.pretraining import warm_up_and_decay
-from ether.worlds import scenes
+from ether.foundation.pretraining import MuonWithAdam, warm_up_and_decay
+from ether.foundation.times import time_probabilities
+from ether.worlds import pictures
 
-STEPS, BATCH, WARM_UP = 5_200, 64, 100
-RATE, MATRIX_RATE = (
-    1.0e-3,
-    3.0e-3,
-)  # of AdamW (vectors, embeddings, first and last layer of the UNet) and of Muon (other matrices)
+STEPS, BATCH, WARM_UP = 6_000, 64, 100
+RATE, MATRIX_RATE = 1.0e-3, 3.0e-3  # of AdamW (vectors, embeddings, first and last layer of the UNet) and of Muon
 EMA = 0.998  # the saved weights are a moving average of the trained ones
-CORPUS = 24_000  # scenes
+CORPUS, EXAMPLES = 24_000, 16_000  # scenes for the UNet, pictures for the autoencoder
 DROPPED = 0.1  # share of captions left empty, for classifier-free guidance
 
 
 class Trainer:
     """UNet and text encoder with their optimisers, moving average and random number generator.
-
-    Muon steps along the nearest orthogonal matrix to a weight's momentum, so that rare directions (which word belongs to
-    which shape) are learned as fast as frequent ones: here it needs half of AdamW's time. A convolution is treated as a
-    matrix of output channels by all other dimensions.
 
     Args:
         tokenizer: of the captions.
@@ -53,56 +44,34 @@ class Trainer:
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, steps: int, generator: torch.Generator) -> None:
-        self.unet, self.text = text_to_image.new_unet().train(), text_to_image.new_text_encoder(tokenizer).train()
+        unet: Any = text_to_image.new_unet().train()
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.text = text_to_image.new_text_encoder(tokenizer).train()
         self.named = {
             f"{part}.{name}": parameter
             for part, model in (("unet", self.unet), ("text", self.text))
             for name, parameter in model.named_parameters()
         }
         self.average = {name: parameter.detach().clone() for name, parameter in self.named.items()}
-        excluded = ("embedding", "conv_in", "conv_out")
-        self.matrices = {  # two-dimensional views that share the memory of the parameters
-            name: nn.Parameter(parameter.detach().view(len(parameter), -1))
-            for name, parameter in self.named.items()
-            if parameter.ndim > 1 and not any(word in name for word in excluded)
-        }
-        others = [parameter for name, parameter in self.named.items() if name not in self.matrices]
-        self.muon = torch.optim.Muon(
-            self.matrices.values(), lr=MATRIX_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        self.optimizer = MuonWithAdam(
+            self.named, matrix_rate=MATRIX_RATE, rate=RATE, apart=("embedding", "conv_in", "conv_out"), weight_decay=0.01
         )
-        self.adam = torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
         self.step, self.generator = 0, generator
         self.factor = warm_up_and_decay(steps, WARM_UP)
         products = text_to_image.scheduler().alphas_cumprod
         self.signal, self.noise = products.sqrt(), (1 - products).sqrt()  # levels by time step
-
-    def _states(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """The optimisers' state of each parameter."""
-        for name, parameter in self.named.items():
-            matrix = self.matrices.get(name)
-            yield name, self.adam.state[parameter] if matrix is None else self.muon.state[matrix]
+        self.times = time_probabilities(products, "noise")
 
     def train(self, latents: torch.Tensor, tokens: torch.Tensor) -> float:
         """One step on a batch: latents (batch, 16, 8, 8), tokens (batch, 20); returns the loss."""
-        factor = self.factor(self.step)
-        for optimizer, rate in ((self.adam, RATE), (self.muon, MATRIX_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-        times = torch.multinomial(self.noise**2, len(latents), replacement=True, generator=self.generator)
+        times = torch.multinomial(self.times, len(latents), replacement=True, generator=self.generator)
         noise = torch.randn(latents.shape, generator=self.generator)
         a, s = (table[times][:, None, None, None] for table in (self.signal, self.noise))
         context = self.text(tokens).last_hidden_state
         velocity = self.unet(a * latents + s * noise, times, context).sample
         loss = (velocity - (a * noise - s * latents)).square().mean()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.named.values(), 1.0)
-        for name, matrix in self.matrices.items():
-            gradient = self.named[name].grad
-            matrix.grad = None if gradient is None else gradient.view(matrix.shape)
-        self.adam.step()
-        self.muon.step()
-        for parameter in self.named.values():
-            parameter.grad = None
+        self.optimizer.step(self.factor(self.step))
         self.step += 1
         keep = min(EMA, self.step / (self.step + 9))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.named.values()], 1 - keep)
@@ -119,7 +88,7 @@ class Trainer:
     def save(self, file: Path) -> None:
         """Write the complete state of the training."""
         tensors = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
-        for name, state in self._states():
+        for name, state in self.optimizer.states():
             tensors[f"value.{name}"], tensors[f"average.{name}"] = self.named[name].detach(), self.average[name]
             for key, value in state.items():
                 tensors[f"state/{key}.{name}"] = value
@@ -132,7 +101,7 @@ class Trainer:
         tensors = load_file(file)
         self.step = int(tensors["step"])
         self.generator.set_state(tensors["generator"])
-        for name, state in self._states():
+        for name, state in self.optimizer.states():
             self.named[name].copy_(tensors[f"value.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
             state.update(
@@ -162,12 +131,12 @@ def _save_pipeline(
 
 def _prepare(tokenizer: CLIPTokenizer, seed: int, steps: int) -> tuple[AutoencoderKL, torch.Tensor, torch.Tensor]:
     """The trained autoencoder, the corpus's latents (scenes, 16, 8, 8) and its captions' tokens (scenes, 20)."""
-    count = min(CORPUS, BATCH * steps)  # a few steps need only a few scenes
-    pictures, captions, _ = scenes.corpus(seed, count)
     generator = torch.Generator().manual_seed(seed)
-    vae = autoencoder.train(pictures, min(autoencoder.STEPS, steps), generator)
+    shown, things = autoencoder.examples(seed, min(EXAMPLES, autoencoder.BATCH * steps))
+    vae = autoencoder.train(shown, things, min(autoencoder.STEPS, steps), generator)
+    shown, captions, _ = pictures.corpus(seed, min(CORPUS, BATCH * steps))  # a few steps need only a few scenes
     # Contiguous, as they are when read from disk: another memory layout would round differently.
-    latents = autoencoder.standardise(vae, autoencoder.encode(vae, pictures)).contiguous()
+    latents = autoencoder.standardise(vae, autoencoder.encode(vae, shown)).contiguous()
     return vae, latents, encode(tokenizer, captions)["input_ids"]
 
 
@@ -192,10 +161,11 @@ def pretrain(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    vae, spent = autoencoder.new_autoencoder().eval(), 0.0
+    spent = 0.0
     if work and (work / "prepared.safetensors").is_file():
         stored = load_file(work / "prepared.safetensors")
         latents, tokens = stored.pop("latents"), stored.pop("tokens")
+        vae = autoencoder.new_autoencoder().eval()
         vae.load_state_dict(stored)
     else:
         vae, latents, tokens = _prepare(tokenizer, seed, steps)
@@ -221,16 +191,14 @@ def pretrain(
             results.write_text(str(spent + time.monotonic() - began), work / "seconds.txt")
             _save_pipeline(work / "pipeline", *trainer.averaged(tokenizer), vae, tokenizer)
             saved = time.monotonic()
-    pictures, _, _ = scenes.corpus(seed, len(latents))
-    decoder_steps = min(autoencoder.DECODER_STEPS, steps)
-    autoencoder.finish_decoder(vae, latents, pictures, decoder_steps, torch.Generator().manual_seed(seed + 2))
+    _finish_decoder(vae, seed, steps)
     card.start(out)
     pipeline = _save_pipeline(out, *trainer.averaged(tokenizer), vae, tokenizer)
     minutes = (spent + time.monotonic() - began) / 60
     card.write(
         out,
         name="text-to-image",
-        what="StableDiffusionPipeline that draws the world of scenes (ether.worlds.scenes) from captions",
+        what="StableDiffusionPipeline that draws the world of pictures (ether.worlds.pictures) from captions",
         seed=seed,
         steps=steps,
         threads=threads,
@@ -251,12 +219,20 @@ def pretrain(
     )
 
 
+def _finish_decoder(vae: AutoencoderKL, seed: int, steps: int) -> None:
+    """The last part of the training: the decoder on noisy latents of the examples."""
+    decoder_steps = min(autoencoder.DECODER_STEPS, steps)
+    shown, things = autoencoder.examples(seed + 1, min(EXAMPLES, autoencoder.BATCH * decoder_steps))
+    latents = autoencoder.encode(vae, shown)
+    autoencoder.finish_decoder(vae, latents, shown, things, decoder_steps, torch.Generator().manual_seed(seed + 2))
+
+
 def evaluate(pipeline: StableDiffusionPipeline, seed: int, count: int = 200) -> dict[str, float]:
-    """The scores of the card: agreement with `count` captions of either kind, and the autoencoder's error on 256 scenes."""
-    found = {
-        f"{attribute}, {which}": value
-        for which, held_out in (("held-out combinations", True), ("training's combinations", False))
-        for attribute, value in text_to_image.scores(pipeline, seed=seed, count=count, held_out=held_out).items()
+    """The scores of the card: agreement with `count` captions of each kind, and the autoencoder's object PSNR in dB."""
+    subjects = [scene for subject in pictures.SUBJECTS for scene in pictures.photographs(subject, seed, pictures.IMAGES)]
+    masks = np.stack([pictures.coverage(scene) > 0 for scene in subjects])
+    psnr = {
+        "autoencoder, object PSNR": autoencoder.object_psnr(pipeline.vae, *autoencoder.examples(seed + 100, 256)),
+        "autoencoder, object PSNR of the subjects": autoencoder.object_psnr(pipeline.vae, pictures.render_many(subjects), masks),
     }
-    pictures, _, _ = scenes.corpus(seed, 256)
-    return found | {"autoencoder's mean error of 255": round(autoencoder.reconstruction_error(pipeline.vae, pictures), 2)}
+    return text_to_image.scores(pipeline, seed=seed, count=count) | {name: round(value, 2) for name, value in psnr.items()}

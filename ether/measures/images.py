@@ -92,22 +92,35 @@ class Preprocessing:
 
 
 class VisionJudge:
-    """A vision transformer (ViT, DINO, DINOv2, ...) that gives one vector per image, and one vector per patch and layer."""
+    """A vision model that gives one vector per image, and one vector per position and layer.
+
+    Either a transformer with a class token (ViT, DINO, DINOv2, ...), whose positions are patches, or a convolutional network with a
+    pooled output (RegNet, ResNet, ConvNeXt, ...), whose positions are those of its feature maps.
+    """
 
     def __init__(self, model: Any, prepare: Preprocessing, name: str = "") -> None:
         self.model, self.prepare, self.name = model.eval().requires_grad_(False), prepare, name
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, D): the class token after the last layer."""
-        return torch.cat([self._run(part).last_hidden_state[:, 0] for part in images.split(BATCH)])
+        """(N, 3, H, W) -> (N, D): the class token after the last layer, or the pooled feature map."""
+        return torch.cat([self._vector(self._run(part)) for part in images.split(BATCH)])
+
+    @staticmethod
+    def _vector(output: Any) -> torch.Tensor:
+        last: torch.Tensor = output.last_hidden_state
+        pooled: torch.Tensor = output.pooler_output if last.ndim == 4 else last[:, 0]
+        return pooled.flatten(1)
 
     @torch.no_grad()
     def layers(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(N, 3, H, W) -> for each layer (N, T, C): the vectors of the T image patches, special tokens left out."""
+        """(N, 3, H, W) -> for each layer (N, T, C): the vectors of the T positions, special tokens left out."""
         special = 1 + int(getattr(self.model.config, "num_register_tokens", 0) or 0)
         parts = [
-            [state[:, special:] for state in self._run(part, output_hidden_states=True).hidden_states[1:]]
+            [
+                state.flatten(2).mT if state.ndim == 4 else state[:, special:]
+                for state in self._run(part, output_hidden_states=True).hidden_states[1:]
+            ]
             for part in images.split(BATCH)
         ]
         return [torch.cat(layer) for layer in zip(*parts, strict=True)]
@@ -162,7 +175,7 @@ class PerceptualDistance(Protocol):
 
 
 class ViTDistance:
-    """LPIPS's formula (Zhang et al., 2018, eq. 1) over a ViT's layers, with all weights equal to one.
+    """LPIPS's formula (Zhang et al., 2018, eq. 1) over a judge's layers, with all weights equal to one.
 
     The sum over layers of the mean over positions of ||x^ - y^||^2, where x^, y^ are the layer's vectors at a position,
     normalised to length 1. For unit vectors this is 2 - 2 x^ . y^, so the distances of a layer are one matrix product.

@@ -24,7 +24,7 @@ __all__ = ["WORLDS", "files", "write"]
 WORLDS = {  # name: module
     "facts": "ether.worlds.facts",
     "language": "ether.worlds.language",
-    "scenes": "ether.worlds.scenes",
+    "pictures": "ether.worlds.pictures",
 }
 
 

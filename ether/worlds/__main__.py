@@ -1,4 +1,8 @@
-"""``python -m ether.worlds NAME FOLDER --settings '{"seed": 0}'``: write the data sets of a world as a hub mirror."""
+"""``python -m ether.worlds NAME FOLDER --settings '{"seed": 0}'``: write the data sets of a world as a hub mirror.
+
+``python -m ether.worlds pictures FOLDER --rebuild PACKAGES`` writes the drawings of the world of pictures, as they are shipped in
+``ether/worlds/drawings``, from the npm packages in the folder PACKAGES.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,22 @@ def main() -> None:
     parser.add_argument("name", help=f"one of: {', '.join(worlds.WORLDS)}")
     parser.add_argument("folder", type=Path, help="root of the mirror; files are written below its folder `datasets`")
     parser.add_argument("--settings", default="{}", help="JSON object: the keyword arguments of the world's function `write`")
+    parser.add_argument(
+        "--rebuild",
+        type=Path,
+        metavar="PACKAGES",
+        help="pictures only: write the shipped drawings to FOLDER, from the two npm packages in this folder",
+    )
     options = parser.parse_args()
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
     try:
+        if options.rebuild is not None:
+            if options.name != "pictures":
+                raise ConfigurationError(f"--rebuild is for the drawings of the world 'pictures', not for {options.name!r}.")
+            from ether.worlds.drawings.rebuild import rebuild
+
+            rebuild(options.folder, options.rebuild)
+            return
         worlds.write(options.name, options.folder, _settings(options.settings))
     except EtherError as error:
         sys.exit(f"\n{error}\n")

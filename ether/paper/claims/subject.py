@@ -4,6 +4,7 @@ Image quality is DINO and CLIP-I, fidelity to the prompt CLIP-T. Diversity is th
 (`lpips_prompt`), according to the meaning of the word. The tables also have the distance between real and generated images,
 which the baselines' code measures under the same name.
 
+Claims with the source `ADDED` are not in the paper. They test what this suite measures in addition.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ether.analysis.claims import Bound, Claim, Comparison, compare_all
 
 QUALITY = ("dino", "clip_i")
 OTHERS = ("dreambooth", "lora-r4", "oft-n4")
+ADDED = "not in the paper"
 UNCHANGED = 1e-5  # smaller relative changes of hyperspherical energy are rounding errors in single precision
 
 CLAIMS = (
@@ -46,6 +48,22 @@ CLAIMS = (
         "ETHER has the best text-prompt fidelity and the most diverse images.",
         "every",
         compare_all(["ether"], [*OTHERS, "ether-plus"], ["clip_t", "lpips_prompt"]),
+    ),
+    Claim(
+        "subject-tuning-teaches",
+        "table2",
+        ADDED,
+        "Every method is closer to the subject (DINO) than the base model without tuning.",
+        "every",
+        compare_all([*OTHERS, "naive-n4", "ether", "ether-plus-one-sided", "ether-plus"], ["base"], ["dino"]),
+    ),
+    Claim(
+        "subject-bounded-drift",
+        "table2",
+        ADDED,
+        "The bounded methods ETHER and ETHER+ change images of unrelated prompts less than all other methods.",
+        "every",
+        compare_all(["ether", "ether-plus"], [*OTHERS, "naive-n4"], ["drift"]),
     ),
     Claim(
         "subject-oft-naive-similar",
@@ -102,5 +120,13 @@ CLAIMS = (
         "ETHER+ changes the hyperspherical energy even more than Naive.",
         "every",
         (Comparison("ether-plus", "naive-n4", "he_difference_input"),),
+    ),
+    Claim(
+        "subject-ether-plus-changes-energy-most-at-equal-rates",
+        "figure7",
+        ADDED,
+        "ETHER+ changes the hyperspherical energy more than Naive when both have the same learning rate.",
+        "every",
+        (Comparison("ether-plus", "naive-n4", "he_difference_input_equal_rates"),),
     ),
 )

@@ -1,0 +1,54 @@
+"""Deviations in subject-driven generation: what is measured in addition, and the time steps of the loss."""
+
+from __future__ import annotations
+
+import torch
+
+from ether import config
+from ether.foundation.times import time_probabilities
+from ether.paper.deviations.point import Point, percent, table
+
+STEPS, FIRST, LAST = 1000, 0.00085, 0.012  # Stable Diffusion's noise schedule, linear in the square root
+
+
+def additions() -> Point:
+    """Rows and columns that the paper's tables do not have."""
+    scales = {name: config.load(name).experiment("subject") for name in ("paper", "small")}
+    rows = [
+        ["base model", "a row of Table 2: the model without tuning, from the same noise"],
+        ["one-sided ETHER+", "a row of Table 2, too; the paper has it in Table 11 only"],
+        ["Background, Colour", "shares of images with the background, or the colour, that their prompt names (small scale)"],
+        *[
+            [
+                f"Drift, scale `{name}`",
+                f"{len(section['drift']['prompts'])} unrelated prompts, {section['drift'].get('images_per_prompt', 1)} image each",
+            ]
+            for name, section in scales.items()
+        ],
+    ]
+    return Point(
+        "What is measured in addition",
+        "The paper argues that bounded transformations keep what the model knows, and shows images as evidence. Drift is a "
+        "number for this: one minus the cosine similarity (DINO) of the images that the model generates before and after tuning for "
+        "prompts without the subject and its class, from the same noise. It is 0 without tuning; PEFT's image benchmark has a "
+        "similar measure. Claims on it are marked as not in the paper.",
+        table(["addition", "meaning"], rows),
+    )
+
+
+def time_steps() -> Point:
+    """Uniform time steps against those of the small scale."""
+    betas = torch.linspace(FIRST**0.5, LAST**0.5, STEPS, dtype=torch.float64).square()
+    alphas = (1 - betas).cumprod(0)
+    late = slice(STEPS // 2, None)
+    uniform, noise = (float(time_probabilities(alphas, kind)[late].sum()) for kind in ("uniform", "noise"))
+    return Point(
+        "Time steps of DreamBooth's loss",
+        "Stable Diffusion and DreamBooth's code draw the time step uniformly, and so does the paper's scale. The small model is "
+        "pretrained with more weight on noisy time steps, where the content of an image is decided, and is tuned with the same "
+        f"distribution (`times: noise`). With Stable Diffusion's noise schedule, {percent(noise, 0)} of its draws are in the "
+        f"noisier half of the steps, instead of {percent(uniform, 0)}.",
+    )
+
+
+POINTS = (additions, time_steps)
