@@ -179,7 +179,7 @@ def test_times_have_the_distribution_that_is_named() -> None:
         assert float(((counts - wanted).square() / wanted).sum()) < 27.9, times  # chi-squared with 9 degrees: p > .001
     again = loss_with_times("noise")
     assert torch.equal(again._batch("instance", again.parts[0][1], range(3990, 4000))[2], drawn[-10:])  # by the number alone
-    with pytest.raises(ConfigurationError, match=r"'late'.*Known: uniform, noise"):
+    with pytest.raises(ConfigurationError, match=r"'late'.*Known: noise, uniform"):
         loss_with_times("late")
 
 

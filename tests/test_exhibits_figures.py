@@ -133,9 +133,41 @@ def test_claims_on_figure4_take_the_highest_rate(scale: config.Scale) -> None:
 # --- Figure 7 ----------------------------------------------------------------------------------------------------
 
 
+def grid_runs(ether_plus: float) -> list[Run]:
+    """At 1e-2 Naive changes the energy by 0.03; the run of ETHER+ for one task and seed at 3e-3 diverged."""
+    return [
+        Run(
+            method,
+            {("geometry", "he_difference_input"): rate * factor * (1 + 0.001 * number + 0.001 * seed)},
+            task,
+            seed,
+            rate,
+            status="diverged" if (method, rate, number, seed) == ("ether-plus", 3e-3, 1, 0) else "finished",
+        )
+        for method, factor in (("naive-n4", 3.0), ("ether-plus", ether_plus))
+        for rate in (1e-4, 5e-4, 3e-3, 1e-2, 1e-1)
+        for number, task in enumerate(("d", "e"))
+        for seed in (0, 1)
+    ]
+
+
+def test_the_equal_rate_is_the_one_nearest_to_the_middle_at_which_every_run_finished() -> None:
+    rows = [
+        {"method": run.method, "task": run.task, "seed": run.seed, "learning_rate": run.rate, "status": run.status, "value": 1.0}
+        for run in grid_runs(1.0)
+    ]
+    frame = pd.DataFrame(rows)
+    assert subject.equal_rate(frame.assign(status="finished")) == 3e-3  # the middle is 0.00316
+    assert subject.equal_rate(frame) == 1e-2  # 3e-3 diverged once
+    without = frame[(frame["method"] == "naive-n4") | (frame["learning_rate"] == 1e-1)]
+    assert subject.equal_rate(without) == 1e-1
+    assert np.isnan(subject.equal_rate(frame[(frame["method"] == "naive-n4") | (frame["learning_rate"] == 3e-3)]))
+
+
 @pytest.mark.parametrize(("ether_plus", "verdict"), [(0.02, "reproduced"), (0.001, "contradicted")])
 def test_claims_on_figure7_are_judged_by_the_relative_change(scale: config.Scale, ether_plus: float, verdict: str) -> None:
-    change = {"oft-n4": 1e-17, "ether": 1e-14, "naive-n4": 0.01, "ether-plus": ether_plus}
+    change = {"oft-n4": 1e-17, "ether": 1e-14, "naive-n4": 0.01, "ether-plus": ether_plus, "base": 0.0}
+    store(scale.results, "subject_rates", grid_runs(2.0))
     store(
         scale.results,
         "subject",
@@ -158,8 +190,13 @@ def test_claims_on_figure7_are_judged_by_the_relative_change(scale: config.Scale
     judged = verdicts(subject_claims, "figure7", subject.evidence("figure7", scale))
     assert judged["subject-energy-kept"] == judged["subject-energy-changed"] == "reproduced"
     assert judged["subject-ether-plus-changes-energy-most"] == verdict
+    assert judged["subject-ether-plus-changes-energy-most-at-equal-rates"] == "contradicted"  # 0.02 against 0.03
     figure, data = subject.figure7(scale)
-    assert len(figure.axes) == 2 and "< 1e-16" in texts(figure) and "1e-01" in texts(figure)
+    assert len(figure.axes) == 4 and "< 1e-16" in texts(figure) and "1e-01" in texts(figure)
+    assert "learning rate 0.01 for all" in figure.axes[2].get_title()
+    equal = data[data["rates"] == "equal"]
+    assert set(equal["learning_rate"]) == {0.01} and set(data["method"]) == set(change) - {"base"}
+    assert equal.groupby("method")["value"].mean().to_dict() == pytest.approx({"naive-n4": 0.03003, "ether-plus": 0.02002})
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights[0] == 1e-16 and heights[1] == pytest.approx(0.01 * 1.025)  # OFT, then Naive
     assert set(data["metric"]) == {"he_difference_input", "he_difference_output"}
@@ -210,7 +247,9 @@ def test_figure8_has_the_factor_of_each_run_and_a_grey_cell_where_there_is_no_im
 
 
 def subject_images(scale: config.Scale, experiment: str = "subject") -> list[Run]:
-    runs = [Run(method, {("validation", "dino"): 0.5}, "fluent_octopus", seed) for method in ("ether", "lora-r4") for seed in (1, 0)]
+    runs = [
+        Run(method, {("validation", "dino"): 0.5}, "fluent_octopus", seed) for method in ("ether", "lora-r4") for seed in (1, 0)
+    ]
     store(scale.results, experiment, runs)
     return runs
 
@@ -224,6 +263,21 @@ def test_figure9_shows_prompts_that_no_selection_used_for_the_first_seed(scale: 
     assert [axes.get_title() for axes in figure.axes][:3] == ["photograph", "LoRA r=4", "ETHER"]
     assert sum(bool(axes.get_images()) for axes in figure.axes) == 6  # with the photograph, though no data set was written
     assert "no image" not in texts(figure)
+
+
+def test_figure9_shows_further_prompts_for_further_subjects(scale: config.Scale) -> None:
+    tasks = ["fluent_octopus", "fluent_penguin", "fluent_mushroom", "fluent_cupcake", "fluent_rocket"]
+    runs = [Run(method, {("validation", "dino"): 0.5}, task) for method in ("base", "ether") for task in tasks]
+    store(scale.results, "subject", runs)
+    prompts = {f"prompt {number}": ("selection", "report")[number % 2] for number in range(12)}
+    for run in runs:
+        save_images(scale.samples_folder / "subject" / run.method / run.run_id, prompts)
+    figure, data = subject.figure9(scale)
+    assert [axes.get_title() for axes in figure.axes][:3] == ["photograph", "Base model", "ETHER"]
+    shown = data.groupby("subject", sort=False)["prompt"].unique().map(list).to_dict()
+    numbers = [[1, 3], [5, 7], [9, 11], [1, 3]]
+    assert shown == {task: [f"prompt {n}" for n in pair] for task, pair in zip(tasks, numbers, strict=False)}
+    assert len(figure.axes) == 8 * 3
 
 
 def test_figure9_without_images_is_still_a_figure(scale: config.Scale) -> None:

@@ -233,7 +233,8 @@ def test_columns_that_nothing_measured_are_left_out(subjects: config.Scale) -> N
 
 
 def test_which_methods_a_table_prints(subjects: config.Scale) -> None:
-    assert "ether-plus-one-sided" not in set(subject.table2(subjects)["method"])  # its file names table11 only
+    printed = set(subject.table2(subjects)["method"])
+    assert {"base", "ether-plus-one-sided", "naive-n4"} <= printed and "ether-plus-n4" not in printed
     assert list(dict.fromkeys(subject.table11(subjects)["method"])) == ["ether-plus-one-sided", "ether-plus"]
     assert list(dict.fromkeys(subject.table6(subjects)["method"])) == ["oft-n4", "naive-n4"]
     assert "#params" not in set(subject.table6(subjects)["column"])
@@ -250,6 +251,48 @@ def test_a_table_over_two_experiments_takes_each_column_from_the_one_that_measur
     assert at(table, "oft-n4", "mIoU").ours == 20.5 and at(table, "oft-n4", "mIoU").printed == "24.5"
     assert at(table, "oft-n4", "mIoU, best").ours == 25
     assert math.isnan(at(table, "naive-n4", "mIoU").ours) and at(table, "naive-n4", "DINO").n == 3
+
+
+def test_the_base_model_has_one_run_a_subject_and_no_drift_or_parameters_of_its_own() -> None:
+    scale = config.load("small")
+    runs = [
+        Run(method, {("validation", "dino"): dino + number / 10, ("validation", "drift"): drift}, task)
+        for method, dino, drift in (("base", 0.1, 0.0), ("ether", 0.4, 0.2), ("ether-plus", 0.5, 0.3))
+        for number, task in enumerate(SUBJECTS)
+    ]
+    store(scale.results, "subject", runs)
+    table = subject.table2(scale)
+    assert at(table, "base", "DINO").ours == pytest.approx(0.2) and at(table, "ether", "Drift").ours == pytest.approx(0.2)
+    drift = at(table, "base", "Drift")
+    assert math.isnan(drift.ours) and drift.note == "0 by definition"  # not in bold
+    assert table[(table["method"] == "base") & (table["column"] == "#params")].empty
+    evidence = subject.evidence("table2", scale)
+    assert (evidence.loc[(evidence["method"] == "base") & (evidence["metric"] == "drift"), "value"] == 0).all()
+
+
+def test_how_far_subjects_are_learned_and_whether_methods_differ() -> None:
+    scale = config.load("small")
+    runs = [
+        Run(
+            method,
+            {("validation", "dino"): dino + number / 10 + seed / 100, ("real", "dino"): 0.8, ("validation", "drift"): 0.1 * dino},
+            task,
+            seed,
+        )
+        for method, dino, seeds in (("base", 0.1, (0,)), ("ether", 0.3, (0, 1)), ("ether-plus", 0.5, (0, 1)))
+        for number, task in enumerate(SUBJECTS)
+        for seed in seeds
+    ]
+    store(scale.results, "subject", runs)
+    learned = subject.learned(scale)
+    assert list(learned.index) == ["Real images", "Base model", "ETHER", "ETHER+"]
+    assert learned.loc["ETHER+"].tolist() == pytest.approx([0.605, 0.605 / 0.8, 1.0])
+    assert learned.loc["Base model", "share of the best method's"] == pytest.approx(0.2 / 0.605)
+    found = subject.separations(scale)
+    assert list(found.index) == ["DINO", "Drift"] and found.loc["DINO", ["methods", "subjects"]].tolist() == [
+        2,
+        3,
+    ]  # without base
 
 
 def test_values_by_subject_are_in_the_order_of_the_columns(subjects: config.Scale) -> None:
@@ -296,6 +339,44 @@ def test_a_grid_of_learning_rates_is_scored_on_what_is_never_reported(
     assert list(choice.index) == [method]  # the base model has no learning rate
     assert choice.loc[method, "best_rate"] == choice.loc[method, "configured_rate"] == named
     assert choice.loc[method, "best_score"] == 50 and choice.loc[method, "worst"] == 20
+
+
+def test_a_rate_with_a_run_that_diverged_is_not_chosen() -> None:
+    from ether.analysis import rates
+
+    scale = config.load("small")
+    runs = [
+        Run("ether", {("selection", "score"): score}, task, rate=rate, status=status, reason="loss is nan" if bad else "")
+        for rate, score in ((0.01, 0.5), (0.1, 0.9))
+        for task in ("fluent_crab", "fluent_teapot")
+        for bad in [(rate, task) == (0.1, "fluent_teapot")]
+        for status in ["diverged" if bad else "finished"]
+    ]
+    store(scale.results, "subject_rates", runs)
+    choice = rates.choose(subject.rate_grid(scale))
+    assert choice["best_rate"].tolist() == [0.01] and choice["best_score"].tolist() == [0.5]
+
+
+def test_the_command_compares_chosen_and_configured_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    from ether.exhibits.__main__ import main
+
+    scale = config.load("small")
+    named = {run.method: run.hyperparameters["learning_rate"] for run in config.runs(scale, "subject")}
+    better = {"ether": named["ether"], "lora-r4": 10 * named["lora-r4"]}
+    runs = [
+        Run(method, {("selection", "score"): 0.5 + 0.1 * (rate == better[method])}, "fluent_crab", rate=rate)
+        for method in better
+        for rate in (0.1 * named[method], named[method], 10 * named[method])
+    ]
+    store(scale.results, "subject_rates", runs)
+    assert main(["subject_rates"]) == 1
+    lines = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "differs" not in lines["ether"] and f"in the file {named['ether']:g}" in lines["ether"]
+    assert lines["lora-r4"].endswith("at the grid's edge  <- differs")
+    store(scale.results, "subject_rates", [run for run in runs if run.method == "ether"])
+    assert main(["subject_rates"]) == 0
+    with pytest.raises(SystemExit, match="no grid of learning rates"):
+        main(["subject"])
 
 
 def test_rates_for_subjects_are_chosen_on_a_subject_that_is_not_reported() -> None:

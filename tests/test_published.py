@@ -281,10 +281,11 @@ def test_columns_have_the_digits_of_their_kind_unless_they_say_otherwise() -> No
 
 def test_columns_of_ours_and_at_the_chosen_checkpoint_are_found() -> None:
     table = load()["table2"]
-    assert [column.name for column in table.beside] == ["LPIPS within a prompt", "Background"]
+    assert [column.name for column in table.beside] == ["LPIPS within a prompt", "Background", "Colour", "Drift"]
     chosen = table.column("LPIPS" + published.BEST)
     assert (chosen.name, chosen.metric, chosen.better) == ("LPIPS, best", "lpips_real", "higher")
     assert table.column("LPIPS within a prompt").metric == "lpips_prompt"
+    assert table.column("Drift").better == "lower"
 
 
 def test_the_papers_cell_beside_ours_is_empty_where_it_has_none() -> None:

@@ -61,6 +61,7 @@ def spec(mirror: Path, method: str = "ether", task: str = "dog", **changes: Any)
             "layers": "attention", "head": [], "prompts": {"token": "qwe", "limit": None},
             "sampling": {"steps": 2, "guidance": 2.0, "images_per_prompt": 2, "batch": 8},
             "selection": {"metrics": ["dino", "clip_t"]}, "prior": {"images": 3, "weight": 1.0},
+            "drift": {"prompts": ["a photo of a dog at sea", "a red bus", "a chair in the snow"], "images_per_prompt": 2},
         },
         {"mirror": str(mirror), "foundation": "shipped", "device": "cpu"},
     )  # fmt: skip
@@ -99,7 +100,8 @@ def test_every_method_runs_to_the_end_with_finite_metrics(finished: Any) -> None
         steps = {step for step, split, _ in values if split == "validation"}
         assert steps == ({0} if method == "none" else {2, 4})
         for split in ("validation", "selection", "report", "last"):
-            assert {metric for step, where, metric in values if (step, where) == (last, split)} == judged, (method, split)
+            measured = judged | ({"drift"} if split == "validation" else set())
+            assert {metric for step, where, metric in values if (step, where) == (last, split)} == measured, (method, split)
         assert {metric for step, split, metric in values if split == "real"} == {"dino", "clip_i", "lpips_real"}
         assert (row["trainable_parameters"] == 0) == (method == "none") and row["steps"] == last
         if method != "none":
@@ -122,6 +124,29 @@ def test_last_and_best_are_of_the_half_that_was_not_chosen_on(finished: Any) -> 
     for metric in ("dino", "clip_t", "score"):
         assert values[4, "last", metric] == values[4, "report", metric]
         assert values[best, "best", metric] == values[best, "report", metric]
+
+
+def test_drift_is_exactly_zero_without_tuning_and_that_of_unrelated_prompts_otherwise(finished: Any, mirror: Path) -> None:
+    drift = {m: [v for (_, split, name), v in values.items() if name == "drift"] for m, (_, values) in finished.runs.items()}
+    assert drift["none"] == [0.0]
+    assert all(len(values) == 2 and min(values) > 0 for method, values in drift.items() if method != "none"), drift
+    loaded = subject.EXPERIMENT.load(spec(mirror), finished.results, "cpu")
+    evaluation = loaded.data.evaluation
+    assert evaluation.drift is not None
+    assert evaluation.drift.texts == ["a red bus"] * 2 + ["a chair in the snow"] * 2  # not the prompt that names the class
+    assert len(list((finished.results / "cache" / "drift-images").iterdir())) == 1  # one set for all methods
+    sampler, noise = evaluation.sampler, evaluation.sampler.noise(evaluation.drift.names)
+    before = sampler.generate(sampler.encode(evaluation.drift.texts), noise)
+    with torch.no_grad():
+        next(loaded.model.parameters()).mul_(1.5)
+    after = sampler.generate(sampler.encode(evaluation.drift.texts), noise)
+    features = [evaluation.judges.dino.features(pictures.float() / 255) for pictures in (before, after)]
+    cosines = torch.nn.functional.cosine_similarity(*features, dim=-1)
+    assert evaluation.drift.measure() == pytest.approx(1 - float(cosines.mean()), abs=1e-4)
+    everything = spec(mirror)
+    everything.settings["drift"] = {"prompts": ["a dog"]}
+    with pytest.raises(ConfigurationError, match=r"subject\.drift\.prompts"):
+        check.check_run(everything, finished.results)
 
 
 def test_samples_are_saved_and_their_sheet_shows_them(finished: Any, mirror: Path) -> None:

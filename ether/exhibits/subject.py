@@ -277,7 +277,7 @@ def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
             _energy_bars(axes, of_row, f"he_difference_{side}")
             found = ", ".join(f"{rate:g}" for rate in sorted(of_row["learning_rate"].unique())) or "none"
             which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
-            axes.set_title(f"{title}; {which}", fontsize=10)
+            axes.set_title(f"{title}\n{which}", fontsize=10)
         row[0].set_ylabel("relative change of\nhyperspherical energy")
         edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
         row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)

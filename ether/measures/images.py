@@ -94,8 +94,8 @@ class Preprocessing:
 class VisionJudge:
     """A vision model that gives one vector per image, and one vector per position and layer.
 
-    Either a transformer with a class token (ViT, DINO, DINOv2, ...), whose positions are patches, or a convolutional network with a
-    pooled output (RegNet, ResNet, ConvNeXt, ...), whose positions are those of its feature maps.
+    Either a transformer with a class token (ViT, DINO, DINOv2, ...), whose positions are patches, or a convolutional network with
+    a pooled output (RegNet, ResNet, ConvNeXt, ...), whose positions are those of its feature maps.
     """
 
     def __init__(self, model: Any, prepare: Preprocessing, name: str = "") -> None:

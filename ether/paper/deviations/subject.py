@@ -13,7 +13,7 @@ STEPS, FIRST, LAST = 1000, 0.00085, 0.012  # Stable Diffusion's noise schedule, 
 
 def additions() -> Point:
     """Rows and columns that the paper's tables do not have."""
-    scales = {name: config.load(name).experiment("subject") for name in ("paper", "small")}
+    drifts = {name: config.load(name).experiment("subject")["drift"] for name in ("paper", "small")}
     rows = [
         ["base model", "a row of Table 2: the model without tuning, from the same noise"],
         ["one-sided ETHER+", "a row of Table 2, too; the paper has it in Table 11 only"],
@@ -21,16 +21,16 @@ def additions() -> Point:
         *[
             [
                 f"Drift, scale `{name}`",
-                f"{len(section['drift']['prompts'])} unrelated prompts, {section['drift'].get('images_per_prompt', 1)} image each",
+                f"{len(drift['prompts'])} unrelated prompts, {drift.get('images_per_prompt', 1)} image each",
             ]
-            for name, section in scales.items()
+            for name, drift in drifts.items()
         ],
     ]
     return Point(
         "What is measured in addition",
         "The paper argues that bounded transformations keep what the model knows, and shows images as evidence. Drift is a "
-        "number for this: one minus the cosine similarity (DINO) of the images that the model generates before and after tuning for "
-        "prompts without the subject and its class, from the same noise. It is 0 without tuning; PEFT's image benchmark has a "
+        "number for this: one minus the cosine similarity (DINO) of the model's images before and after tuning, for prompts "
+        "without the subject and its class, from the same noise. It is 0 without tuning; PEFT's image benchmark has a "
         "similar measure. Claims on it are marked as not in the paper.",
         table(["addition", "meaning"], rows),
     )
