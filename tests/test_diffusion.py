@@ -74,6 +74,13 @@ def test_prompts_that_name_the_class_as_a_word_are_not_unrelated() -> None:
         dataset.unrelated_prompts(prompts[:2], "hat")
 
 
+def test_templates_are_filled_with_the_right_article() -> None:
+    assert dataset.filled("a photo of a {0} {1} on the grass", "qwe", "octopus") == "a photo of a qwe octopus on the grass"
+    assert dataset.filled("a photo of a {0} {1} on the grass", "", "octopus") == "a photo of an octopus on the grass"
+    assert dataset.filled("a photo of {1}", "", "octopus") == "a photo of octopus"
+    assert dataset.filled("a {0} {1}", "", "dog") == "a dog"
+
+
 def test_pictures_are_the_centre_square(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255

@@ -150,13 +150,18 @@ def subject_prompts(folder: Path, subject: str, token: str, limit: int | None, l
         number = index * len(listed) // count
         template = listed[number]
         attributes = tuple((key, str(known[template][key])) for key in ATTRIBUTES if key in known.get(template, {}))
-        text, plain = (" ".join(template.format(word, noun).split()) for word in (token, ""))
+        text, plain = (filled(template, word, noun) for word in (token, ""))
         chosen.append(Prompt(number, text, plain, HALVES[index % 2], attributes))
     if all(entry.get("split") in HALVES for entry in known.values()) and all(listed[p.number] in known for p in chosen):
         as_recorded = [dataclasses.replace(p, half=known[listed[p.number]]["split"]) for p in chosen]
         if {p.half for p in as_recorded} == set(HALVES):
             return as_recorded
     return chosen
+
+
+def filled(template: str, token: str, noun: str) -> str:
+    """A template with the identifier for {0} and the class for {1}, and with "an" for "a" before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(template.format(token, noun).split()))
 
 
 def unrelated_prompts(prompts: Sequence[str], noun: str) -> list[str]:

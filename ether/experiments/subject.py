@@ -1,7 +1,7 @@
 """Subject-driven generation (Sec. 5.1.1, App. C.1, Tables 2, 6 and 11): DreamBooth on a text-to-image diffusion model.
 
 A run's task is a subject, named after its folder in google/dreambooth's layout (`ether.diffusion.dataset`). The UNet
-is trained on a few photographs of the subject with the prompt "a photo of qwe <class>". Prior preservation adds the loss on
+is trained on a few photographs of the subject with a prompt such as "a photo of qwe <class>". Prior preservation adds the loss on
 images that the frozen model generated for "a photo of <class>". VAE and text encoder are frozen.
 
 For every method, learning rate and seed the samples start from the same noise (one for each image of a prompt), so
@@ -38,7 +38,10 @@ Settings of a scale (required unless a default is given here)::
     head: []
     prompts: {token: qwe, limit: null, live: [cat, dog]}           token: the subject's identifier; limit: number of
                                                                    prompts, at equal intervals in the list of 25;
-                                                                   live: classes with the prompts for live subjects
+                                                                   live: classes with the prompts for live subjects;
+                                                                   instance: "a photo of {0} {1}" and prior: "a photo of
+                                                                   {1}", the prompts of training, with {0} for the
+                                                                   identifier and {1} for the class
     sampling: {steps, guidance, images_per_prompt, batch, scheduler: null, seed: 0}    null: scheduler of the pipeline
     selection: {metrics: [dino, clip_t]}
     prior: {images, weight}                                        0 images: no prior preservation
@@ -74,6 +77,9 @@ from ether.measures import images
 from ether.methods.layer_sets import layer_set
 from ether.results import digest, file_digest
 from ether.training import Trained, checkpoint_interval, train, training_arguments
+
+
+INSTANCE, PRIOR = "a photo of {0} {1}", "a photo of {1}"  # prompts of training, as in the scripts of DreamBooth
 
 
 @dataclasses.dataclass
@@ -129,11 +135,11 @@ class Subject:
         fingerprint = hub.fingerprint(source)
         prior = None
         if settings["prior"]["images"] and settings["prior"]["weight"]:
-            text = f"a photo of {noun}"
+            text = dataset.filled(settings["prompts"].get("prior", PRIOR), "", noun)
             count, cache = settings["prior"]["images"], results / "cache" / "class-images"
             generated = class_pictures(sampler, text, count, fingerprint, cache)
             prior = (sampler.latents(generated.float() / 255), sampler.encode([text])[0])
-        instance_text = f"a photo of {settings['prompts']['token']} {noun}"
+        instance_text = dataset.filled(settings["prompts"].get("instance", INSTANCE), settings["prompts"]["token"], noun)
         evaluation = Evaluation(
             sampler,
             prompts,

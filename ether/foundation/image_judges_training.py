@@ -177,5 +177,5 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         models=models,
         minutes=minutes,
         scores=image_judges.validate(out, seed=seed + 1),
-        made_from="pictures and captions",
+        made_from="captions and pictures of drawings under free licences (ether/worlds/drawings/NOTICE)",
     )

@@ -27,7 +27,7 @@ from ether.foundation.pretraining import MuonWithAdam, warm_up_and_decay
 from ether.foundation.times import time_probabilities
 from ether.worlds import pictures
 
-STEPS, BATCH, WARM_UP = 6_000, 64, 100
+STEPS, BATCH, WARM_UP = 5_000, 64, 100
 RATE, MATRIX_RATE = 1.0e-3, 3.0e-3  # of AdamW (vectors, embeddings, first and last layer of the UNet) and of Muon
 EMA = 0.998  # the saved weights are a moving average of the trained ones
 CORPUS, EXAMPLES = 24_000, 16_000  # scenes for the UNet, pictures for the autoencoder
@@ -206,7 +206,7 @@ def pretrain(
         models={"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder},
         minutes=minutes,
         scores=evaluate(pipeline, seed + 1),
-        made_from="pictures and captions",
+        made_from="captions and pictures of drawings under free licences (ether/worlds/drawings/NOTICE)",
         packages=("diffusers",),
         details={
             "sampling": {
