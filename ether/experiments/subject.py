@@ -78,7 +78,6 @@ from ether.methods.layer_sets import layer_set
 from ether.results import digest, file_digest
 from ether.training import Trained, checkpoint_interval, train, training_arguments
 
-
 INSTANCE, PRIOR = "a photo of {0} {1}", "a photo of {1}"  # prompts of training, as in the scripts of DreamBooth
 
 
