@@ -45,7 +45,7 @@ from ether.worlds.faces import Face, draw_face, random_face
 __all__ = [
     "BACKGROUNDS", "COLOURS", "FACE", "NAMES", "PROMPTS", "SIZE", "SPARE_TOKENS", "SUBJECTS", "Scene", "Subject", "Thing",
     "alone", "caption", "corpus", "coverage", "describe", "files", "group", "held_out", "held_out_scenes", "photographs",
-    "random_face", "random_scenes", "recolour", "render", "render_many", "subject_name", "vocabulary", "write",
+    "random_face", "random_scenes", "recolour", "render", "render_many", "vocabulary", "write",
 ]  # fmt: skip
 
 SIZE, STEP = 64, 8  # side of a picture and of the grid of places, in pixels
@@ -341,11 +341,6 @@ PROMPTS: tuple[tuple[str, Mapping[str, str]], ...] = (  # {0}: token, {1}: class
 
 IMAGES = len(PHOTOGRAPHED)  # pictures of each subject, unless the settings contain another number
 METADATA, PROMPT_FILE = "metadata.json", "prompts_and_classes.txt"
-
-
-def subject_name(noun: str) -> str:
-    """The folder of the subject that is the second artist's drawing of `noun`."""
-    return Subject(noun).name
 
 
 def _prompt_file(subjects: Sequence[Subject]) -> str:
