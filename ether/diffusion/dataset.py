@@ -39,6 +39,11 @@ class Prompt:
     half: str  # selection | report
     attributes: tuple[tuple[str, str], ...] = ()  # (attribute, value) that the prompt describes, if known
 
+    @property
+    def altered(self) -> bool:
+        """Whether the prompt asks for a subject that looks different from its photographs (another colour), if known."""
+        return any(attribute == "colour" for attribute, _ in self.attributes)
+
 
 def read_prompt_file(text: str, where: str) -> tuple[dict[str, str], dict[str, list[str]]]:
     """google/dreambooth's ``prompts_and_classes.txt``: ({subject: class}, {"object" | "live": templates}).

@@ -67,6 +67,7 @@ class Evaluation:
         selection: the metrics whose mean is the ``score``.
         reader: classifies the attributes of an image; None if the attributes are not known.
         drift: measures images of unrelated prompts; None if they are not measured.
+        altered: numbers of the prompts whose images are not compared with the photographs (`ether.measures.images.measure`).
         reference: for methods that train weights in place, the pretrained weights (`ether.measures.geometry.weight_pairs`).
     """
 
@@ -78,6 +79,7 @@ class Evaluation:
     selection: list[str]
     reader: Reader | None = None
     drift: Drift | None = None
+    altered: Sequence[int] = ()
     reference: dict[str, torch.Tensor] | None = None
     energies: dict[str, dict[str, float]] = field(default_factory=dict)  # of the pretrained weights, once computed
 
@@ -107,7 +109,7 @@ class Evaluation:
         readings = self.reader(floats) if self.reader else []
         for split in ("validation", *HALVES):
             among = [prompt for prompt in self.prompts if split in ("validation", prompt.half)]
-            found = images.measure(generated, self.real, [prompt.number for prompt in among])
+            found = images.measure(generated, self.real, [prompt.number for prompt in among], self.altered)
             found |= attribute_shares(readings, self.numbers, among)
             if missing := [name for name in self.selection if name not in found]:
                 raise one_of("metric", missing[0], found, "subject.selection.metrics")

@@ -41,7 +41,10 @@ Settings of a scale (required unless a default is given here)::
                                                                    live: classes with the prompts for live subjects;
                                                                    instance: "a photo of {0} {1}" and prior: "a photo of
                                                                    {1}", the prompts of training, with {0} for the
-                                                                   identifier and {1} for the class
+                                                                   identifier and {1} for the class;
+                                                                   fidelity: all | unaltered, the prompts of dino,
+                                                                   clip_i and lpips_real; unaltered leaves out those
+                                                                   that ask for another colour
     sampling: {steps, guidance, images_per_prompt, batch, scheduler: null, seed: 0}    null: scheduler of the pipeline
     selection: {metrics: [dino, clip_t]}
     prior: {images, weight}                                        0 images: no prior preservation
@@ -57,7 +60,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,7 @@ from ether.diffusion.judges import check_judges, shared_judges, shared_reader
 from ether.diffusion.losses import DreamBoothLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, class_pictures, load_pipeline
 from ether.diffusion.samples import save_samples
+from ether.errors import ConfigurationError
 from ether.experiments.common import SAMPLES, Fitted, Loaded, Rows, Skeleton
 from ether.measures import images
 from ether.methods.layer_sets import layer_set
@@ -101,7 +105,7 @@ class Subject:
         if data.folder is not None:
             folder = dataset.dataset_folder(data)
             dataset.subject_files(folder, spec.task)
-            self._prompts(spec, folder)
+            self._altered(spec, self._prompts(spec, folder))
             if spec.settings.get("drift"):
                 dataset.unrelated_prompts(spec.settings["drift"]["prompts"], dataset.subject_class(folder, spec.task))
         check_scheduler(spec.settings["sampling"])
@@ -110,6 +114,27 @@ class Subject:
         prompts = spec.settings["prompts"]
         live = prompts.get("live", ("cat", "dog"))
         return dataset.subject_prompts(folder, spec.task, prompts["token"], prompts.get("limit"), live)
+
+    def _altered(self, spec: RunSpec, prompts: Sequence[dataset.Prompt]) -> list[int]:
+        """Numbers of the prompts that the metrics of subject fidelity leave out.
+
+        Raises:
+            ConfigurationError: prompts are to be left out and the data do not say which, or a half of the prompts is empty then.
+        """
+        if spec.settings["prompts"].get("fidelity", "all") == "all":
+            return []
+        if not any(prompt.attributes for prompt in prompts):
+            raise ConfigurationError(
+                f"`{spec.experiment}.prompts.fidelity` is unaltered, but the data set does not say which prompts change the"
+                " subject's appearance. Use all."
+            )
+        kept = {prompt.half for prompt in prompts if not prompt.altered}
+        if kept != set(dataset.HALVES):
+            raise ConfigurationError(
+                f"`{spec.experiment}.prompts`: every prompt of a half changes the subject's appearance. Raise `limit`, or set"
+                " `fidelity` to all."
+            )
+        return [prompt.number for prompt in prompts if prompt.altered]
 
     def skeleton(self, spec: RunSpec, results: Path) -> Skeleton:
         """The pipeline's UNet."""
@@ -148,6 +173,7 @@ class Subject:
             list(settings["selection"]["metrics"]),
             shared_reader(settings["judges"].get("reader"), spec.resources, results),
             self._drift(settings.get("drift"), sampler, noun, judges.dino, fingerprint, results),
+            self._altered(spec, prompts),
             self._reference(spec, pipeline.unet),
         )
         return Loaded(

@@ -342,20 +342,24 @@ class Generated:
         )
 
 
-def measure(generated: Generated, real: Real, among: Sequence[int] | None = None) -> dict[str, float]:
+def measure(
+    generated: Generated, real: Real, among: Sequence[int] | None = None, altered: Sequence[int] = ()
+) -> dict[str, float]:
     """dino, clip_i, clip_t, lpips_real, lpips_prompt (and the means of ``extra``) over the images of the given prompts.
 
     Args:
         generated, real: images of one subject.
         among: prompt numbers; all if None.
+        altered: numbers of the prompts whose images are not compared with the real images (dino, clip_i, lpips_real).
     """
     kept = [i for i, prompt in enumerate(generated.prompts) if among is None or prompt in among]
+    compared = [i for i in kept if generated.prompts[i] not in altered]
     text = functional.cosine_similarity(generated.clip[kept].double(), generated.text[kept].double(), dim=-1)
     values = {
-        "dino": pair_similarity(real.dino, generated.dino[kept]),
-        "clip_i": pair_similarity(real.clip, generated.clip[kept]),
+        "dino": pair_similarity(real.dino, generated.dino[compared]),
+        "clip_i": pair_similarity(real.clip, generated.clip[compared]),
         "clip_t": float(text.mean()) if kept else math.nan,
-        "lpips_real": float(generated.real_table[:, kept].mean()) if kept else math.nan,
+        "lpips_real": float(generated.real_table[:, compared].mean()) if compared else math.nan,
         "lpips_prompt": same_prompt_mean(generated.prompt_table[kept][:, kept], [generated.prompts[i] for i in kept]),
     }
     return values | {name: float(one[kept].double().mean()) for name, one in generated.extra.items()}
