@@ -64,6 +64,7 @@ def test_a_metadata_file_gives_the_halves_and_the_attributes_of_prompts(folder: 
     found = dataset.subject_prompts(folder, "vase", "qwe", None, ())
     assert [p.half for p in found] == ["report", "selection"] * 2
     assert [p.attributes for p in found] == [(), (), (("colour", "red"),), ()]
+    assert [p.altered for p in found] == [False, False, True, False]
 
 
 def test_prompts_that_name_the_class_as_a_word_are_not_unrelated() -> None:

@@ -124,6 +124,9 @@ def test_all_metrics_of_a_small_case_by_hand() -> None:
     )
     one = images.measure(generated, real, among=[7])
     assert one["clip_t"] == pytest.approx(1.0) and one["dino"] == pytest.approx(0.0, abs=1e-7) and one["reader"] == 1.0
+    without = images.measure(generated, real, altered=[7])  # the images of prompt 7 are not compared with the real ones
+    kept = {"dino": (1 + 0 + half + half) / 4, "clip_i": (1 + 0 + half + half) / 4, "lpips_real": (0 + 1 / 3 + 0 + 1 / 3) / 4}
+    assert without == pytest.approx(found | kept, abs=1e-6)
     assert images.measure_real(real, judges) == pytest.approx({"dino": half, "clip_i": half, "lpips_real": 1 / 3}, abs=1e-6)
     assert all(math.isnan(value) for value in images.measure(generated, real, among=[]).values())
 

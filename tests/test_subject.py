@@ -319,9 +319,25 @@ def test_what_is_missing_or_wrong_is_reported_before_training(mirror: Path, tmp_
     refused(MissingResourceError, r"datasets/no/data", data={"path": "no/data", "revision": None})
     refused(ConfigurationError, r"layer set 'al'", layers="al")
     refused(ConfigurationError, r"'euler'.*Known: ddim", sampling={"scheduler": "euler"})
+    unaltered = {"token": "qwe", "limit": None, "fidelity": "unaltered"}
+    refused(ConfigurationError, "does not say which prompts change the subject's appearance", prompts=unaltered)
     wanted = dataclasses.replace(spec(mirror), adapt={"kind": "peft", "type": "ETHER", "config": {"n_blocks": 3}})
     with pytest.raises(ConfigurationError, match="n_blocks=3 does not divide"):
         check.check_run(wanted, tmp_path)
+
+
+def test_prompts_for_another_colour_are_left_out_of_the_comparison_with_the_photographs(mirror: Path) -> None:
+    wanted = spec(mirror)
+    wanted = dataclasses.replace(wanted, settings=wanted.settings | {"prompts": {"fidelity": "unaltered"}})
+    grass, red = (("background", "grass"),), (("colour", "red"),)
+
+    def prompts(*attributes: tuple[tuple[str, str], ...]) -> list[dataset.Prompt]:
+        return [dataset.Prompt(3 * i, "", "", dataset.HALVES[i % 2], these) for i, these in enumerate(attributes)]
+
+    assert subject.EXPERIMENT._altered(wanted, prompts(grass, grass, red, grass)) == [6]
+    assert subject.EXPERIMENT._altered(spec(mirror), prompts(grass, grass, red, grass)) == []
+    with pytest.raises(ConfigurationError, match="every prompt of a half"):
+        subject.EXPERIMENT._altered(wanted, prompts(grass, red, grass, red))
 
 
 # --- perturbation ---------------------------------------------------------------------------------------------
