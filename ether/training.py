@@ -171,6 +171,54 @@ def train(
     return Trained(trainer, int(trainer.state.global_step), seconds, losses, divergence, failure)
 
 
+def train_and_evaluate(
+    model: nn.Module,
+    hyper: Mapping[str, Any],
+    total_steps: int,
+    seed: int,
+    folder: Path,
+    device: str,
+    *,
+    measured: Sequence[str],
+    **options: Any,
+) -> tuple[Rows, Trained]:
+    """Trains a model on labelled examples and evaluates it ``evaluations`` times at equal intervals, the last time at the end.
+
+    Args:
+        model: returns a loss.
+        hyper, total_steps, seed, device: see `training_arguments`.
+        folder: the run's folder; checkpoints are in its subfolder ``checkpoints``.
+        measured: names of the values that are kept: keys of ``compute_metrics``, and ``loss``.
+        options: further arguments of the Trainer: ``train_dataset``, ``eval_dataset``, ``compute_metrics``, ``data_collator``.
+
+    Returns:
+        The measured values, in the split `validation`, and the result of the training. Training losses are in the latter.
+    """
+    every = max(1, total_steps // hyper["evaluations"])
+    arguments = training_arguments(
+        hyper,
+        total_steps,
+        seed,
+        folder / "checkpoints",
+        device,
+        eval_strategy="steps",
+        eval_steps=every,
+        logging_steps=every,
+        label_names=["labels"],
+    )
+    trained = train(model, arguments, **options)
+    history = [entry for entry in trained.trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
+    if not history or history[-1]["step"] != trained.steps:
+        history.append({**trained.trainer.evaluate(), "step": trained.steps})
+    rows: Rows = [
+        (int(entry["step"]), "validation", name, float(entry[f"eval_{name}"]))
+        for entry in history
+        for name in measured
+        if f"eval_{name}" in entry
+    ]
+    return rows, trained
+
+
 class DivergenceStop(transformers.TrainerCallback):
     """Stops a run whose loss is not finite. The divergence is recorded, because learning-rate sweeps measure it."""
 

@@ -20,6 +20,7 @@ from ether import hub
 from ether.diffusion import judges as loading
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.measures import images
+from ether.preprocessing import Preprocessing, of_checkpoint
 from ether.standins import diffusion as tiny_pipeline
 
 RESOURCES = {"mirror": None, "foundation": "shipped"}
@@ -136,7 +137,7 @@ def test_all_metrics_of_a_small_case_by_hand() -> None:
 
 def test_preparing_agrees_with_pillow() -> None:
     smooth = functional.interpolate(noise(1, 6), (30, 42), mode="bicubic").clamp(0, 1)
-    prepare = images.Preprocessing(20, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    prepare = Preprocessing(20, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     found = prepare(smooth)[0]
     assert found.shape == (3, 16, 16)
     picture = Image.fromarray((smooth[0].permute(1, 2, 0) * 255).round().byte().numpy())
@@ -158,14 +159,14 @@ def test_preparing_agrees_with_pillow() -> None:
 )
 def test_preprocessor_files_of_several_forms(tmp_path: Path, config: dict[str, Any], expected: tuple[Any, ...]) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    found = loading.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
+    found = of_checkpoint(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
     assert (found.size, found.crop, found.mode) == expected
     assert found(noise(2)).shape[0] == 2
 
 
 def test_a_judge_without_a_preprocessor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match=r"preprocessor_config\.json"):
-        loading.preprocessing(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
+        of_checkpoint(hub.Source("judge", tmp_path), 32, "subject.judges.dino.path")
 
 
 # --- judges ----------------------------------------------------------------------------------------------------
@@ -255,5 +256,5 @@ def test_register_tokens_are_no_patches() -> None:
             states = torch.arange(9.0).view(1, 9, 1).expand(len(pixel_values), 9, 2)
             return SimpleNamespace(last_hidden_state=states, hidden_states=(states, states))
 
-    judge = images.VisionJudge(Model(), images.Preprocessing(8, None, (0, 0, 0), (1, 1, 1)))
+    judge = images.VisionJudge(Model(), Preprocessing(8, None, (0, 0, 0), (1, 1, 1)))
     assert judge.layers(noise(2, 8))[0][0, :, 0].tolist() == [5.0, 6.0, 7.0, 8.0]

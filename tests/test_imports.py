@@ -33,6 +33,7 @@ ORDER = (
     ("__init__ registry", "the package's public names; the lists of experiments, exhibits and methods"),
     ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),
     ("hub training", "loads any model, those of `foundation` included; trains any model"),
+    ("preprocessing", "prepares images as a checkpoint requires"),
     ("measures analysis standins", "measures adapted models; analyses stored metrics; imitates models of the hub"),
     ("diffusion paper", "what the text-to-image experiments share; the paper's numbers, beside ours"),
     ("experiments exhibits", "train; show what was measured: neither knows the other"),

@@ -12,18 +12,18 @@ import torch
 from torch.nn import functional
 
 from ether import hub
-from ether.errors import ConfigurationError, MissingResourceError, one_of
+from ether.errors import ConfigurationError, one_of
 from ether.measures.images import (
     LPIPS_NETWORKS,
     AlexDistance,
     ClipJudge,
     Judges,
     PerceptualDistance,
-    Preprocessing,
     VisionJudge,
     ViTDistance,
     need_torchvision,
 )
+from ether.preprocessing import of_checkpoint
 from ether.silence import quiet
 
 Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> predicted attributes of each image
@@ -49,47 +49,6 @@ def check_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], result
         need_torchvision()
     for role in ROLES:
         hub.model_source(judges[role], resources, results)
-
-
-def preprocessing(source: hub.Source, size: int, setting: str, subfolder: str = "") -> Preprocessing:
-    """The preprocessing in the checkpoint's ``preprocessor_config.json``.
-
-    Args:
-        source: folder or hub id.
-        size: side of the model's input in pixels, used if the file does not contain it.
-        setting: the key of the scale that names the checkpoint, for messages.
-        subfolder: subfolder of the checkpoint in the folder or repository.
-
-    Raises:
-        MissingResourceError: no such file.
-    """
-    from transformers.utils.hub import cached_file
-
-    with hub.explained(source, "model", setting):
-        file = cached_file(source.location, "preprocessor_config.json", subfolder=subfolder, **source.pin)
-        if file is None:
-            raise MissingResourceError(
-                f"The model {source.name!r} has no preprocessor_config.json, which describes the preprocessing of images. "
-                f"Add the file, or change `{setting}` in workflow/scales/."
-            )
-        config: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    resized = config.get("size", size) if config.get("do_resize", True) else size
-    if isinstance(resized, Mapping):
-        resized = resized["shortest_edge"] if "shortest_edge" in resized else (resized["height"], resized["width"])
-    elif not config.get("do_center_crop", False):
-        resized = (resized, resized)  # without a crop, a single number is the side of a square
-    crop = config.get("crop_size") if config.get("do_center_crop", False) else None
-    if isinstance(crop, Mapping):
-        crop = (crop["height"], crop["width"])
-    elif crop is not None:
-        crop = (crop, crop)
-    return Preprocessing(
-        resized,
-        crop,
-        tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-        tuple(config.get("image_std", (0.5, 0.5, 0.5))),
-        "bilinear" if config.get("resample", 3) == 2 else "bicubic",  # PIL's numbers
-    )
 
 
 def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results: Path, device: str) -> Judges:
@@ -138,7 +97,7 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
                     "transformer with a class token (ViT, DINO, DINOv2), a convolutional network with a pooled output (RegNet, "
                     "ResNet) or, for clip, a CLIP model."
                 )
-            loaded[f"{role}_prepare"] = preprocessing(source, side or CONVOLUTIONAL_SIDE, setting, subfolder)
+            loaded[f"{role}_prepare"] = of_checkpoint(source, side or CONVOLUTIONAL_SIDE, setting, subfolder)
             loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
     dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
     clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])

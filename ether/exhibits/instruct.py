@@ -12,7 +12,7 @@ from ether.analysis import rates, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
 from ether.config import Scale
-from ether.exhibits import common
+from ether.exhibits import common, learning_rates
 from ether.exhibits.exact import parameter_cells, tflops_cells
 from ether.paper import published
 
@@ -112,10 +112,7 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
 
 def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
     split = scale.experiment("instruct_rates")["evaluation"]["split"]
-    found = runs.measured(scale, "instruct_rates", split, list(PANELS), or_published)
-    found = common.in_order(found[found["metric"].isin(found.dropna(subset="value")["metric"])])
-    configured = common.configured_rates(scale, "instruct_rates")
-    return found.assign(split=split, configured=found["learning_rate"] == found["method"].map(configured))
+    return learning_rates.grid(scale, "instruct_rates", split, list(PANELS), or_published)
 
 
 def rate_grid(scale: Scale) -> pd.DataFrame:
@@ -126,31 +123,10 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
 
 def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Score on the tuning splits against the learning rate, for every method of Table 5; the paper has no such figure."""
-    from ether.exhibits.plots import curves, legend_beside
-    from ether.exhibits.style import GREY, new_figure
-
     data = common.labelled(_grid(scale, or_published=False))
-    metrics = [metric for metric in PANELS if metric in set(data["metric"])]
-    small = [metric for metric in metrics if metric != SCORE]
-    figure = new_figure(9.5, 6.6)
-    layout = [[SCORE] * max(1, len(small)), *([small] if small else [])]
-    axes: dict[str, Any] = figure.subplot_mosaic(layout, height_ratios=[1.7, 1][: len(layout)])  # type: ignore[arg-type]
-    for metric, panel in axes.items():
-        of_metric = data[data["metric"] == metric]
-        untrained = of_metric[of_metric["adapt_kind"] == "none"]["value"].dropna()
-        if len(untrained):
-            panel.axhline(untrained.mean(), color=GREY, linestyle=":", linewidth=1.2, label="Base model", zorder=1)
-        curves(panel, of_metric[of_metric["adapt_kind"] != "none"], "learning_rate", common.unit_of("instruct_rates"))
-        panel.set(xscale="log", xlabel="learning rate", title=PANELS[metric])
-        panel.grid(alpha=0.25)
-        if metric in (SCORE, *small[:1]):
-            panel.set_ylabel("score, %")
-    legend_beside(axes[SCORE])
-    seeds = ", ".join(map(str, sorted(data["seed"].unique())))
-    figure.suptitle(
-        f"Instruction tuning, score against learning rate (scale {scale.name}, tuning splits, seed {seeds})", fontsize=11
-    )
-    return figure, data
+    unit = common.unit_of("instruct_rates")
+    title = f"Instruction tuning, score against learning rate (scale {scale.name}"
+    return learning_rates.figure(data, PANELS, SCORE, unit, title), data
 
 
 def chosen_rates(data: pd.DataFrame) -> pd.DataFrame:

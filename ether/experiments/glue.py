@@ -20,10 +20,10 @@ from torch import nn
 from ether import hub
 from ether.config import RunSpec
 from ether.errors import one_of
-from ether.experiments.common import Fitted, Loaded, Rows, Skeleton, splits_fingerprint
+from ether.experiments.common import Fitted, Loaded, Skeleton, splits_fingerprint
 from ether.results import digest
 from ether.silence import quiet
-from ether.training import steps_in_all, train, training_arguments
+from ether.training import steps_in_all, train_and_evaluate
 
 MODEL, DATA = "glue.model.path", "glue.data.path"  # settings named in error messages
 MEASURED = ("score", "accuracy", "pearson", "spearman", "loss")
@@ -157,36 +157,20 @@ class Glue:
 
     def fit(self, loaded: Loaded[GlueData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
         """Trains with the Trainer and evaluates ``evaluations`` times at equal intervals, the last time at the end."""
-        task, hyper, data = self._task(spec), spec.hyperparameters, loaded.data
-        every = max(1, loaded.total_steps // hyper["evaluations"])
-        arguments = training_arguments(
-            hyper,
+        task, data = self._task(spec), loaded.data
+        rows, trained = train_and_evaluate(
+            model,
+            spec.hyperparameters,
             loaded.total_steps,
             spec.seed,
-            folder / "checkpoints",
+            folder,
             device,
-            eval_strategy="steps",
-            eval_steps=every,
-            logging_steps=every,
-            label_names=["labels"],
-        )
-        trained = train(
-            model,
-            arguments,
+            measured=MEASURED,
             train_dataset=data.train,
             eval_dataset=data.evaluation,
             data_collator=transformers.DataCollatorWithPadding(data.tokenizer),
             compute_metrics=lambda p: score(task.metric, _first(p.predictions), _first(p.label_ids)),
         )
-        history = [entry for entry in trained.trainer.state.log_history if "eval_score" in entry]
-        if not history or history[-1]["step"] != trained.steps:
-            history.append({**trained.trainer.evaluate(), "step": trained.steps})
-        rows: Rows = [
-            (int(entry["step"]), "validation", key.removeprefix("eval_"), float(value))
-            for entry in history
-            for key, value in entry.items()
-            if key.startswith("eval_") and key.removeprefix("eval_") in MEASURED
-        ]
         return Fitted(rows + trained.losses, trained.steps, trained.seconds, trained.status, trained.reason)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import avg_pool2d, cross_entropy, normalize, pad
+from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPModel, CLIPTokenizer, RegNetForImageClassification, RegNetModel
 
 from ether.foundation import card, image_judges
 from ether.foundation.caption_tokenizer import build_tokenizer, encode
 from ether.foundation.image_judges import HEADS
-from ether.foundation.pictures import to_input
+from ether.foundation.pictures import disturb, preprocessor, to_input
 from ether.foundation.pretraining import decay_groups, optimise, warm_up_and_decay
 from ether.results import write_text
 from ether.worlds import pictures
@@ -36,19 +35,6 @@ def _fit(model: nn.Module, parameters: list[nn.Parameter], steps: int, losses: I
     optimizer = torch.optim.AdamW(decay_groups(parameters), lr=RATES[name])
     optimise(losses, optimizer, parameters, warm_up_and_decay(steps, WARM_UP), steps=steps, label=name)
     model.eval()
-
-
-def _disturb(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures with noise and another contrast and brightness, as generated ones have; every other picture is also blurred."""
-
-    def share(*shape: int) -> torch.Tensor:
-        return torch.rand(len(inputs), *shape, generator=generator)
-
-    blurred = avg_pool2d(pad(inputs, (2, 2, 2, 2), mode="replicate"), 3, 1)
-    blurred = avg_pool2d(blurred, 3, 1)
-    inputs = inputs.lerp(blurred, share(1, 1, 1) * (share(1, 1, 1) < 0.5))
-    inputs = inputs * (0.85 + 0.3 * share(1, 1, 1)) + 0.2 * (share(3, 1, 1) - 0.5)
-    return inputs + torch.randn(inputs.shape, generator=generator) * 0.1 * share(1, 1, 1)
 
 
 def _scenes(seed: int, count: int, other_artist: float = 0.0) -> list[pictures.Scene]:
@@ -79,7 +65,7 @@ def train_reader(seed: int, steps: int) -> RegNetForImageClassification:
     def losses() -> Iterator[torch.Tensor]:
         while True:
             chosen = torch.randint(len(inputs), (BATCHES["reader"],), generator=generator)
-            parts = model(pixel_values=_disturb(inputs[chosen], generator)).logits.split(sizes, dim=1)
+            parts = model(pixel_values=disturb(inputs[chosen], generator)).logits.split(sizes, dim=1)
             yield torch.stack([cross_entropy(part, targets[chosen, i]) for i, part in enumerate(parts)]).sum()
 
     _fit(model, list(model.parameters()), steps, losses(), "reader")
@@ -98,7 +84,7 @@ def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
         """The symmetric contrastive loss between pictures and captions."""
         while True:
             chosen = torch.randint(len(inputs), (BATCHES["clip"],), generator=generator)
-            image = image_judges.image_embeddings(model, _disturb(inputs[chosen], generator))
+            image = image_judges.image_embeddings(model, disturb(inputs[chosen], generator))
             text = image_judges.text_embeddings(model, {key: value[chosen] for key, value in tokens.items()})
             similarity = image @ text.T * model.logit_scale.exp()
             yield (cross_entropy(similarity, target) + cross_entropy(similarity.T, target)) / 2
@@ -118,32 +104,11 @@ def train_dino(seed: int, steps: int) -> RegNetModel:
         while True:
             chosen = rng.integers(len(known), size=BATCHES["dino"])
             shown = pictures.render_many([image_judges.view(known[int(i)], rng) for i in chosen])
-            features = image_judges.subject_embeddings(model, _disturb(to_input(shown), generator))
+            features = image_judges.subject_embeddings(model, disturb(to_input(shown), generator))
             yield cross_entropy(SCALE * features @ normalize(heads, dim=-1).T, torch.from_numpy(chosen))
 
     _fit(model, [*model.parameters(), heads], steps, losses(), "dino")
     return model
-
-
-def _preprocessor(kind: str) -> str:
-    """The content of a ``preprocessor_config.json``: 64 x 64, mean and standard deviation 0.5."""
-    side = {"height": pictures.SIZE, "width": pictures.SIZE}
-    return json.dumps(
-        {
-            "image_processor_type": kind,
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": side,
-            "resample": 3,
-            "do_center_crop": False,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-        indent=2,
-    )
 
 
 def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
@@ -164,7 +129,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     processors = {"reader": "ViTImageProcessor", "clip": "CLIPImageProcessor", "dino": "ViTImageProcessor"}
     for name, model in models.items():
         model.save_pretrained(out / name)
-        write_text(_preprocessor(processors[name]) + "\n", out / name / "preprocessor_config.json")
+        write_text(preprocessor(processors[name]) + "\n", out / name / "preprocessor_config.json")
     tokenizer.save_pretrained(out / "clip")
     card.write(
         out,

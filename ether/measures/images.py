@@ -29,6 +29,7 @@ import torch
 from torch.nn import functional
 
 from ether.errors import MissingResourceError
+from ether.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import transformers
@@ -40,7 +41,6 @@ __all__ = [
     "Generated",
     "Judges",
     "PerceptualDistance",
-    "Preprocessing",
     "Real",
     "ViTDistance",
     "VisionJudge",
@@ -56,36 +56,6 @@ LPIPS_NETWORKS = {
     "alex": "LPIPS with AlexNet",
 }
 BATCH = 64
-
-
-# --- from images to the input of a model -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The operations of a checkpoint's image processor: resize (shortest side, or both), crop the centre, normalise."""
-
-    size: tuple[int, int] | int  # (height, width), or the shortest side
-    crop: tuple[int, int] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mode: str = "bicubic"
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, 3, h, w), normalised."""
-        height, width = images.shape[-2:]
-        if isinstance(self.size, int):
-            short = min(height, width)
-            size = (round(height * self.size / short), round(width * self.size / short))
-        else:
-            size = self.size
-        if size != (height, width):
-            images = functional.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True).clamp(0, 1)
-        if self.crop is not None and self.crop != size:
-            top, left = (max(0, round((a - b) / 2)) for a, b in zip(size, self.crop, strict=True))
-            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
-        mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
 
 
 # --- judges ----------------------------------------------------------------------------------------------------

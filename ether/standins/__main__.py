@@ -1,4 +1,4 @@
-"""``python -m ether.standins {llama,diffusion} MIRROR``: write tiny random models into a hub mirror."""
+"""``python -m ether.standins {llama,diffusion,vision} MIRROR``: write tiny random models into a hub mirror."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def _diffusion(options: argparse.Namespace) -> list[Path]:
     return diffusion.write_mirror(options.mirror, models=models, size=options.size, seed=options.seed)
 
 
+def _vision(options: argparse.Namespace) -> list[Path]:
+    from ether.standins import vision
+
+    return [vision.write_mirror(options.mirror, hub_id=options.id or vision.HUB_ID, seed=options.seed)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ether.standins", description="Write tiny random models into a hub mirror.")
@@ -41,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     diffusion.add_argument("--size", type=int, default=32, help="side of the images, in pixels, a multiple of 16")
     diffusion.add_argument("--seed", type=int, default=0, help="of the weights")
     diffusion.set_defaults(write=_diffusion)
+
+    vision = kinds.add_parser("vision", help="a vision transformer in the format of ViT-B/16")
+    vision.add_argument("mirror", type=Path, help="root of the hub mirror")
+    vision.add_argument("--id", help="hub id of the model to replace (default: that of ViT-B/16)")
+    vision.add_argument("--seed", type=int, default=0, help="of the weights")
+    vision.set_defaults(write=_vision)
 
     options = parser.parse_args(arguments)
     try:

@@ -103,7 +103,7 @@ def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
 def write_pipeline(folder: Path, size: int = 32, seed: int = 0, prediction: str = "epsilon") -> None:
     """Write a `pipeline` as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
     made: Any = pipeline(size, seed, prediction)
-    _write_complete(folder, lambda target: made.save_pretrained(target, safe_serialization=True))
+    write_complete(folder, lambda target: made.save_pretrained(target, safe_serialization=True))
 
 
 def _processor(size: int, mean: list[float], std: list[float], resample: int) -> str:
@@ -132,7 +132,7 @@ def write_clip(folder: Path, size: int = 32, seed: int = 0) -> None:
         tokenizer().save_pretrained(target)
         write_text(_processor(size, _MEAN, _STD, resample=3), target / "preprocessor_config.json")
 
-    _write_complete(folder, write)
+    write_complete(folder, write)
 
 
 def write_dino(folder: Path, size: int = 32, seed: int = 0) -> None:
@@ -151,10 +151,10 @@ def write_dino(folder: Path, size: int = 32, seed: int = 0) -> None:
             _processor(size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resample=3), target / "preprocessor_config.json"
         )
 
-    _write_complete(folder, write)
+    write_complete(folder, write)
 
 
-def _write_complete(folder: Path, write: Callable[[Path], object]) -> None:
+def write_complete(folder: Path, write: Callable[[Path], object]) -> None:
     """Write a folder under a temporary name and rename it, so that an incomplete model is never loaded."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary:

@@ -27,7 +27,7 @@ def world_outputs(world):
 def world_files(experiment):
     """The generated files that an experiment reads, if its scale uses generated data."""
     section = SCALE.settings.get(experiment)
-    if section is None or not section["data"]["path"].startswith("world/"):
+    if section is None or not (section["data"]["path"] or "").startswith("world/"):
         return []
     return world_outputs(EXPERIMENTS[experiment].world)
 

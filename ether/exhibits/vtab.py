@@ -1,0 +1,152 @@
+"""Exhibits on VTAB: Table 12, its accuracy against the number of trained parameters, and the grid of learning rates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ether import config
+from ether.analysis.claims import MetricInfo
+from ether.analysis.intervals import summarise
+from ether.analysis.separation import separation
+from ether.config import Scale
+from ether.exhibits import common, learning_rates
+from ether.exhibits.exact import parameter_cells
+from ether.paper import published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEAN, PARAMETERS = "mean", "parameters"  # metrics: the mean accuracy over the tasks, and #params
+PROBE, FULL = "linear-probe", "full"
+WORLD = "world/vtab"  # the generated tasks
+
+METRICS = {MEAN: MetricInfo("mean accuracy", format=".2f")}
+
+
+def _by_task(values: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies with the task as the metric, and the mean over the tasks of every seed (and rate) with all of them."""
+    values = values.assign(metric=values["task"])
+    tasks = values["task"].unique()
+    keys = ["method", "seed", "learning_rate"]
+    finished = values[values["status"] == "finished"]
+    wide = finished.pivot_table(index=keys, columns="task", values="value", dropna=False).reindex(columns=tasks)
+    mean = wide.dropna().mean(axis=1).rename("value").reset_index()
+    first = values.drop_duplicates(keys).drop(columns=["value", "metric", "task"])
+    return pd.concat([values, mean.merge(first, on=keys).assign(metric=MEAN, task=MEAN)], ignore_index=True)
+
+
+def _values(scale: Scale) -> pd.DataFrame:
+    return _by_task(common.last_values(scale, "vtab", "validation", ["score"], scale.experiment("vtab")["select"]))
+
+
+def table12(scale: Scale) -> pd.DataFrame:
+    """Table 12: accuracy on six tasks of VTAB."""
+    methods = common.printed_methods("table12", config.chosen_methods(scale, "vtab"))
+    paper, unit = published.load()["table12"], common.unit_of("vtab")
+    labels = {stem: paper.label(stem) for stem in methods}
+    measured = common.measured_cells(paper, labels, _values(scale), unit, scale)
+    return common.table([*parameter_cells("table12", methods), *measured], methods)
+
+
+def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
+    """Evidence for claims on Table 12: the accuracy on every task (metric: the task's name), `mean`, and `parameters`."""
+    found = common.evidence_of(_values(scale))
+    counted = {cell.method: cell.ours for cell in parameter_cells("table12", config.chosen_methods(scale, "vtab"))}
+    of_runs = found[found["metric"] == MEAN]
+    return pd.concat([found, of_runs.assign(metric=PARAMETERS, value=of_runs["method"].map(counted))], ignore_index=True)
+
+
+def described(scale: Scale) -> pd.DataFrame:
+    """What is real and what is drawn in the tasks that this project generates; empty at a scale with other data."""
+    if scale.experiment("vtab")["data"]["path"] != WORLD:
+        return pd.DataFrame()
+    from ether.worlds import vision
+
+    rows = [
+        {"task": task.title, "kind": task.kind, "classes": len(task.classes), "real": task.real, "drawn": task.drawn}
+        for task in vision.TASKS.values()
+    ]
+    return pd.DataFrame(rows).set_index("task")
+
+
+def examples(scale: Scale, each: int = 9) -> Figure | None:
+    """Test pictures of every generated task, one row per task, with their labels; None at a scale with other data."""
+    if scale.experiment("vtab")["data"]["path"] != WORLD:
+        return None
+    from ether.exhibits.style import new_figure
+    from ether.worlds import vision
+
+    tasks = [name for name in scale.experiment("vtab")["tasks"] if name in vision.TASKS]
+    figure = new_figure(1.15 * each, 1.35 * len(tasks))
+    axes = figure.subplots(len(tasks), each, squeeze=False)
+    for row, name in zip(axes, tasks, strict=True):
+        pictures, labels = vision.examples(name, "test", scale.settings["world"]["vision"]["seed"], each)
+        for axis, picture, label in zip(row, pictures, labels, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(vision.TASKS[name].classes[int(label)], fontsize=7)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(vision.TASKS[name].title, fontsize=8)
+    return figure
+
+
+def separations(scale: Scale) -> pd.DataFrame:
+    """Whether a task separates the methods, one row per task: accuracies of linear probing, of full fine-tuning and of the best
+    method, and the p-value of the F test over methods (`ether.analysis.separation`), with seeds as blocks."""
+    values = _values(scale)
+    rows = []
+    for task in scale.experiment("vtab")["tasks"]:
+        of_task = values[(values["metric"] == task) & (values["status"] == "finished")]
+        means = of_task.groupby("method")["value"].mean()
+        tested = separation(of_task[of_task["method"] != PROBE], "seed")
+        rows.append(
+            {
+                "task": task,
+                "linear probing": means.get(PROBE),
+                "full fine-tuning": means.get(FULL),
+                "highest": means.max() if len(means) else None,
+                "highest of": config.label(str(means.idxmax())) if len(means) else "",
+                "F, all but linear probing": tested.f,
+                "p": tested.p_corrected,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
+    """The mean accuracy over the tasks against #params of Table 12."""
+    from ether.exhibits import plots
+
+    values = common.evidence_of(_values(scale))
+    values = values[values["metric"] == MEAN]
+    rows = []
+    for cell in cells[cells["column"] == "#params"].itertuples():
+        interval = summarise(values[values["method"] == cell.method], common.unit_of("vtab"))
+        rows.append((cell.method, cell.ours, interval.mean, interval.low, interval.high))
+    points = pd.DataFrame(rows, columns=["method", "parameters", "score", "low", "high"])
+    return plots.score_against_parameters(points, f"mean accuracy at scale {scale.name!r}")
+
+
+# --- learning rates --------------------------------------------------------------------------------------------
+
+
+def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
+    found = _by_task(learning_rates.grid(scale, "vtab_rates", "validation", ["score"], or_published))
+    return found[found["learning_rate"].notna()]
+
+
+def rate_grid(scale: Scale) -> pd.DataFrame:
+    """Accuracies of the grid on the tuning pictures, run here or committed, for `ether.analysis.rates.choose`."""
+    grid = _grid(scale, or_published=True)
+    return grid[grid["metric"] != MEAN].reset_index(drop=True)
+
+
+def figure_vtab_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Accuracy on the tuning pictures against the learning rate, for every method of Table 12; the paper has no such figure."""
+    data = common.labelled(_grid(scale, or_published=False))
+    columns = {column.metric: column.name for column in published.load()["table12"].columns}
+    panels = {MEAN: "mean of the tasks"} | {task: columns[task] for task in scale.experiment("vtab_rates")["tasks"]}
+    unit = common.unit_of("vtab_rates")
+    title = f"VTAB, accuracy against learning rate (scale {scale.name}"
+    return learning_rates.figure(data, panels, MEAN, unit, title, columns=3), data
