@@ -56,8 +56,6 @@ def write_rows(folder: Path, config_name: str, image: str = "image", labels: Any
     pictures = [Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(len(labels))]
     kind = datasets.Value("int64" if isinstance(labels[0], int) else "string")
     features = datasets.Features({image: datasets.Image(), "label": kind})
-        {image: datasets.Image(), "label": datasets.Value("int64" if isinstance(labels[0], int) else "string")}
-    )
     rows = datasets.Dataset.from_dict({image: pictures, "label": list(labels)}, features=features)
     (folder / config_name).mkdir(parents=True, exist_ok=True)
     rows.to_parquet(str(folder / config_name / f"{split}.parquet"))
