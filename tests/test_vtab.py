@@ -106,10 +106,11 @@ def spec(mirror: Path, task: str = "folders", method: str = "ether", **data: Any
 
 
 def test_class_folders_are_split_class_by_class_into_disjoint_parts(mirror: Path, tmp_path: Path) -> None:
+    def value(example: dict[str, Any]) -> int:
+        return round(255 * (example["pixel_values"][0, 0, 0].item() / 2 + 0.5))
+
     data = vtab.EXPERIMENT.load(spec(mirror), tmp_path, "cpu").data
-    shown = {
-        name: [round(255 * (i["pixel_values"][0, 0, 0].item() / 2 + 0.5)) for i in part] for name, part in vars(data).items()
-    }
+    shown = {name: [value(example) for example in part] for name, part in vars(data).items()}
     assert len(shown["train"]) == 9 and len(shown["evaluation"]) == 6
     assert sorted(shown["train"] + shown["evaluation"]) == [80 * label + number for label in range(3) for number in range(5)]
     for part in vars(data).values():
