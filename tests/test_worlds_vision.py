@@ -246,5 +246,4 @@ def test_a_simple_classifier_is_above_chance_and_not_perfect(name: str) -> None:
     unseen, truth = vision.examples(name, "test", 0, 300)
     model = make_pipeline(StandardScaler(), SVC(C=5)).fit(features(shown), labels)
     accuracy, chance = model.score(features(unseen), truth), 1 / len(vision.TASKS[name].classes)
-    print(name, accuracy)
     assert chance + 2.5 * np.sqrt(chance * (1 - chance) / 300) < accuracy < 0.9

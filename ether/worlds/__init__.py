@@ -25,6 +25,7 @@ WORLDS = {  # name: module
     "facts": "ether.worlds.facts",
     "language": "ether.worlds.language",
     "pictures": "ether.worlds.pictures",
+    "vision": "ether.worlds.vision",
 }
 
 
