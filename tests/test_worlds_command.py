@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "facts": {"seed": 1, "world_seed": 2, "sizes": {"alpaca/train": 50}},
     "language": {"seed": 1, "sizes": {"train": 8, "validation": 4, "tuning": 4}},
     "pictures": {"seed": 1, "images": 2, "subjects": 3},
-    "vision": {"seed": 1, "sizes": {"train": 6, "tuning_train": 5, "tuning": 4, "test": 3}},
+    "vision": {"seed": 1, "sizes": {"train": 6, "tuning": 4, "test": 3}},
 }
 
 

@@ -21,7 +21,7 @@ from ether.errors import ConfigurationError
 from ether.worlds import drawings, pictures, vision
 from ether.worlds.vision_tasks import canvas, digits, elevation, flowers, textures
 
-TINY = {"train": 6, "tuning_train": 5, "tuning": 4, "test": 3}
+TINY = {"train": 6, "tuning": 4, "test": 3}
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -33,7 +33,7 @@ def test_the_mirror_is_a_function_of_the_seed_and_can_be_loaded(tmp_path: Path) 
         vision.write(tmp_path / folder, seed=seed, sizes=TINY)
     first, again, other = (contents(tmp_path / folder) for folder in "abc")
     assert sorted(first) == sorted(vision.files({"seed": 1, "sizes": TINY})) and first == again
-    assert len(first) == 24 and all(first[name] != other[name] for name in first)
+    assert len(first) == 18 and all(first[name] != other[name] for name in first)
     source = hub.Source("world/vtab", tmp_path / "a" / "datasets" / "world" / "vtab")
     for (name, task), (split, count) in itertools.product(vision.TASKS.items(), TINY.items()):
         loaded = hub.load_split(source, name, split, ("image", "label"), "vision.data")
@@ -74,7 +74,7 @@ def test_labels_are_balanced_and_in_no_order_and_splits_differ(name: str) -> Non
         assert np.any(np.diff(labels) < 0) and labels.tolist() != sorted(labels)
         assert min(picture.std() for picture in shown.astype(float)) > 2  # nothing is empty
     everything = np.concatenate([shown for shown, _ in drawn.values()])
-    assert len({picture.tobytes() for picture in everything}) == 4 * count
+    assert len({picture.tobytes() for picture in everything}) == 3 * count
     assert len(set(task.classes)) == len(task.classes) and task.kind in ("natural", "specialized", "structured")
     assert task.real.endswith(".") and task.drawn.endswith(".")
 
@@ -108,7 +108,6 @@ def test_the_splits_of_a_photograph_do_not_overlap() -> None:
     for name in textures.PHOTOGRAPHS:
         height, width = textures._grey(name).shape
         boxes = {split: textures.region(name, split) for split in ("train", "tuning", "test")}
-        assert textures.region(name, "tuning_train") == boxes["train"]
         for left, top, right, bottom in boxes.values():
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
         for a, b in itertools.combinations(boxes.values(), 2):

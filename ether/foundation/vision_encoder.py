@@ -1,9 +1,13 @@
 """``vision-encoder``: a vision transformer that names drawings, for image classification (`ether.experiments.vtab`).
 
-It is trained on scenes of one thing (`ether.worlds.pictures`) to predict three attributes: which of the named drawings of the
-first artist it is, the background, and the colour if the thing is recoloured. Size, place, rotation and mirroring are random,
-and the pictures are disturbed by noise, blur and changes of contrast. The things of `ether.worlds.vision.held_out_names`, from
-which the task `caltech101` is made, and the drawings of the second artist are left out.
+It is trained on two kinds of pictures, disturbed by noise, blur and changes of contrast.
+
+- *Scenes of one thing* (`ether.worlds.pictures`) of random size, place and rotation. The model predicts which of the named
+  drawings of the first artist it is, the background, the colour if the thing is recoloured, and its place, size and rotation.
+- *Letters* in several fonts and random colours, with neighbours. The model predicts the letter in the middle. No digit occurs.
+
+The things of `ether.worlds.vision.held_out_names`, from which the task `caltech101` is made, and the drawings of the second
+artist are left out.
 
 The head for the names is kept, so that the model is an ordinary `ViTForImageClassification`; for a task it is replaced.
 
@@ -20,22 +24,36 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from transformers import ViTConfig, ViTForImageClassification
 
 from ether.foundation import card
-from ether.foundation.pictures import disturb, preprocessor, to_input
+from ether.foundation.pictures import Pictures, disturb, preprocessor, to_input
 from ether.foundation.pretraining import MuonWithAdam, optimise, warm_up_and_decay
 from ether.results import write_text
 from ether.worlds import drawings, pictures, vision
 
-STEPS, BATCH = 4_000, 96
+STEPS, BATCH = 5_000, {"things": 72, "letters": 40}
 MATRIX_RATE, RATE, WARM_UP, WEIGHT_DECAY = 4.0e-3, 1.0e-3, 100, 0.02
-CORPUS = 40_000  # scenes; every epoch disturbs them differently
+CORPUS = {"things": 40_000, "letters": 12_000}  # pictures; every epoch disturbs them differently
 WIDTH, LAYERS, HEADS, PATCH = 128, 4, 4, 16
 SIDES = (28, 56)  # of a thing in pixels: the smallest and the largest
 RECOLOURED, ANGLE = 0.3, 25.0
 SEEN, OTHER = "noto", "fluent"  # artists
+LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabdefghkmnpqrty"  # without those that look like a digit
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+    "DejaVuSansMono",
+    "STIXGeneral",
+    "STIXGeneralItalic",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+)  # of matplotlib
 
 
 def names() -> tuple[str, ...]:
@@ -75,6 +93,46 @@ def attributes(found: list[pictures.Scene], known: tuple[str, ...]) -> torch.Ten
     )
 
 
+def geometry(found: list[pictures.Scene]) -> torch.Tensor:
+    """Targets (scenes, 4) of about unit size: the thing's centre (x, y), its side and its rotation."""
+    rows = []
+    for scene in found:
+        [thing] = scene.things
+        centre = [(at + thing.side / 2) / pictures.SIZE * 4 - 2 for at in (thing.x, thing.y)]
+        rows.append([*centre, (thing.side - 42) / 8, thing.angle / ANGLE * 1.5])
+    return torch.tensor(rows)
+
+
+def letters(seed: int, count: int) -> tuple[Pictures, torch.Tensor]:
+    """Pictures (count, 64, 64, 3) of a letter in the middle, most with parts of others beside it, and targets (count,)."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng([seed, 12])
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    fonts = {(font, size): ImageFont.truetype(folder / f"{font}.ttf", size) for font in FONTS for size in range(34, 58, 4)}
+    kinds, found, targets = list(fonts), [], rng.integers(0, len(LETTERS), count)
+    for target in targets:
+        while True:
+            back, front = rng.integers(10, 246, (2, 3))
+            if np.linalg.norm(back - front) > 110:
+                break
+        font = fonts[kinds[int(rng.integers(len(kinds)))]]
+        picture = Image.new("RGB", (pictures.SIZE, pictures.SIZE), tuple(int(v) for v in back))
+        draw, middle = ImageDraw.Draw(picture), pictures.SIZE / 2 + rng.normal(0, 2, 2)
+        ink = tuple(int(v) for v in front)
+        draw.text(tuple(middle), LETTERS[target], ink, font, anchor="mm")
+        width = draw.textlength(LETTERS[target], font)
+        for side in (-1, 1):
+            if rng.random() < 0.6:
+                other = LETTERS[int(rng.integers(len(LETTERS)))]
+                draw.text((middle[0] + side * (width / 2 + 1), middle[1]), other, ink, font, anchor="rm" if side < 0 else "lm")
+        angle = float(rng.uniform(-15, 15))
+        turned = picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=tuple(int(v) for v in back))
+        found.append(np.asarray(turned))
+    return np.stack(found), torch.from_numpy(targets)
+
+
 def new_model(known: tuple[str, ...]) -> ViTForImageClassification:
     """The architecture with random weights."""
     config = ViTConfig(
@@ -93,25 +151,33 @@ def new_model(known: tuple[str, ...]) -> ViTForImageClassification:
 
 
 def train(seed: int, steps: int) -> ViTForImageClassification:
-    """Trains the model; the heads for background and colour are dropped."""
+    """Trains the model; all heads but that for the names are dropped."""
     torch.manual_seed(seed)
     known = names()
-    expected = scenes(seed, min(CORPUS, BATCH * steps), known)
-    inputs, targets = to_input(pictures.render_many(expected)), attributes(expected, known)
+    counts = {kind: min(CORPUS[kind], BATCH[kind] * steps) for kind in CORPUS}
+    expected = scenes(seed, counts["things"], known)
+    inputs, targets, places = to_input(pictures.render_many(expected)), attributes(expected, known), geometry(expected)
+    shown, written = letters(seed, counts["letters"])
+    glyphs = to_input(shown)
     model, generator = new_model(known).train(), torch.Generator().manual_seed(seed)
-    others = nn.Linear(WIDTH, len(pictures.BACKGROUNDS) + len(pictures.COLOURS) + 1)
-    sizes = [len(pictures.BACKGROUNDS), len(pictures.COLOURS) + 1]
+    sizes = [len(pictures.BACKGROUNDS), len(pictures.COLOURS) + 1, places.shape[1], len(LETTERS)]
+    others = nn.Linear(WIDTH, sum(sizes))
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            chosen = torch.randint(len(inputs), (BATCH,), generator=generator)
-            state = model.vit(pixel_values=disturb(inputs[chosen], generator)).last_hidden_state[:, 0]
+            chosen = torch.randint(len(inputs), (BATCH["things"],), generator=generator)
+            read = torch.randint(len(glyphs), (BATCH["letters"],), generator=generator)
+            batch = disturb(torch.cat([inputs[chosen], glyphs[read]]), generator)
+            state = model.vit(pixel_values=batch).last_hidden_state[:, 0]
+            things, letter = state.split([len(chosen), len(read)])
             name, background, colour = targets[chosen].unbind(1)
-            parts = others(state).split(sizes, dim=1)
+            parts = others(things).split(sizes, dim=1)
             yield (
-                cross_entropy(model.classifier(state), name, label_smoothing=0.05)
+                cross_entropy(model.classifier(things), name, label_smoothing=0.05)
                 + 0.5 * cross_entropy(parts[0], background)
                 + 0.5 * cross_entropy(parts[1], colour)
+                + 0.5 * mse_loss(parts[2], places[chosen])
+                + 0.7 * cross_entropy(others(letter).split(sizes, dim=1)[3], written[read])
             )
 
     named = dict(model.named_parameters()) | {f"others.{name}": p for name, p in others.named_parameters()}
@@ -159,5 +225,5 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
             "name_accuracy": round(accuracy(model, SEEN, seed + 1), 4),
             "name_accuracy_other_artist": round(accuracy(model, OTHER, seed + 1), 4),
         },
-        made_from="pictures of drawings under free licences (ether/worlds/drawings/NOTICE)",
+        made_from="pictures of drawings under free licences (ether/worlds/drawings/NOTICE) and of letters in free fonts",
     )

@@ -4,10 +4,9 @@
 64 x 64 RGB. Two tasks have real pictures: textures cut from the photographs that scikit-image ships, and the handwritten digits
 that scikit-learn ships. The others are drawn.
 
-**Splits.** ``train`` and ``test`` are those of the experiment. ``tuning_train`` and ``tuning`` are further draws, for choosing
-learning rates. All splits of a task have the same distribution, except that real digits are never shared between splits, and
-real textures come from separate parts of their photographs (``tuning_train`` from the same part as ``train``). Labels are
-balanced.
+**Splits.** ``train`` and ``test`` are those of the experiment; ``tuning`` takes the place of ``test`` when learning rates are
+chosen. All splits of a task have the same distribution, except that real digits are never shared between splits, and real
+textures come from separate parts of their photographs. Labels are balanced.
 
 **Held out.** `held_out_names` are the things of ``caltech101``, whose drawings a pretraining must leave out.
 
@@ -36,7 +35,7 @@ from ether.worlds.vision_tasks.objects import held_out_names
 
 __all__ = ["SIZE", "SIZES", "TASKS", "Task", "examples", "files", "held_out_names", "write"]
 
-SIZES = {"train": 600, "tuning_train": 600, "tuning": 500, "test": 1000}  # examples by split
+SIZES = {"train": 1200, "tuning": 500, "test": 1000}  # examples by split
 
 
 @dataclass(frozen=True)

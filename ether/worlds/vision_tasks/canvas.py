@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 SIZE = 64  # side of a picture, in pixels
-SPLITS = ("train", "tuning_train", "tuning", "test")
+SPLITS = ("train", "tuning", "test")
 
 Picture = NDArray[np.uint8]
 Canvas = NDArray[Any]

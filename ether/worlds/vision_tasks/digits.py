@@ -11,14 +11,15 @@ from ether.worlds.vision_tasks.canvas import SPLITS, Canvas, Picture, blend, blu
 
 __all__ = ["CLASSES", "draw", "originals"]
 
-SIDES = (26.0, 38.0)  # range of the height of a digit, in pixels
-SHIFT = 5.0  # greatest displacement of the central digit, in pixels
+SIDES = (32.0, 42.0)  # range of the height of a digit, in pixels
+SHIFT = 3.0  # greatest displacement of the central digit, in pixels
+NEIGHBOURS = 0.5  # share of the digits with a neighbour, on either side; more are harder
 CONTRAST = 70.0  # smallest distance of the colours of digit and background (length of the RGB vector)
-NOISE = 14.0  # standard deviation of the pixels' noise
-ANGLE = 12.0  # greatest rotation, in degrees
+NOISE = 8.0  # standard deviation of the pixels' noise
+ANGLE = 8.0  # greatest rotation, in degrees
 
 CLASSES = tuple("0123456789")
-SHARES = {"train": 0.34, "tuning_train": 0.33, "tuning": 0.1, "test": 0.23}
+SHARES = {"train": 0.6, "tuning": 0.15, "test": 0.25}
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def draw(labels: NDArray[np.int64], split: str, rng: np.random.Generator) -> Pic
         x, y = rng.uniform(-SHIFT, SHIFT, 2)
         shown = [(int(label), x, y)]
         for direction in (-1, 1):
-            if rng.random() < 0.75:
+            if rng.random() < NEIGHBOURS:
                 distance = side * rng.uniform(0.72, 0.95) * direction
                 across = np.sin(np.radians(degrees)) * distance + rng.normal(0, 1)
                 shown.append((int(rng.integers(10)), x + distance, y + across))

@@ -22,9 +22,9 @@ CLASSES = tuple(f"{degrees} degrees" for degrees in ELEVATIONS)
 
 SHAPE = 0.15  # standard deviation of the logarithm of a toy's proportions; larger is harder
 SHADOWS = 0.7  # share of the pictures in which the toy casts a shadow
-ROLL = 3.0  # standard deviation of the rotation of the camera about its axis, in degrees
-NOISE = 8.0  # standard deviation of the pixels' noise
-TABLE = 0.6  # share of the pictures in which the toy is on a round plate, whose outline is an ellipse; fewer is harder
+ROLL = 1.0  # standard deviation of the rotation of the camera about its axis, in degrees
+NOISE = 5.0  # standard deviation of the pixels' noise
+TABLE = 1.0  # share of the pictures in which the toy is on a round plate, whose outline is an ellipse; fewer is harder
 BLUR = 0.6  # standard deviation of the camera's blur, in pixels
 
 

@@ -74,11 +74,9 @@ def _grey(name: str) -> Picture:
 
 
 def region(name: str, split: str) -> Box:
-    """The box from which a split takes its crops; ``tuning_train`` has that of ``train``."""
+    """The box from which a split takes its crops."""
     photograph = PHOTOGRAPHS[name]
-    return {"train": photograph.train, "tuning_train": photograph.train, "tuning": photograph.tuning, "test": photograph.test}[
-        split
-    ]
+    return {"train": photograph.train, "tuning": photograph.tuning, "test": photograph.test}[split]
 
 
 def crop(name: str, split: str, rng: np.random.Generator) -> tuple[Canvas, tuple[tuple[float, float], ...]]:
