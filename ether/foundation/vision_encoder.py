@@ -33,7 +33,7 @@ from ether.foundation.pretraining import MuonWithAdam, optimise, warm_up_and_dec
 from ether.results import write_text
 from ether.worlds import drawings, pictures, vision
 
-STEPS, BATCH = 5_000, {"things": 72, "letters": 40}
+STEPS, BATCH = 2_500, {"things": 72, "letters": 40}
 MATRIX_RATE, RATE, WARM_UP, WEIGHT_DECAY = 4.0e-3, 1.0e-3, 100, 0.02
 CORPUS = {"things": 40_000, "letters": 12_000}  # pictures; every epoch disturbs them differently
 WIDTH, LAYERS, HEADS, PATCH = 128, 4, 4, 16
