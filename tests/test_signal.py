@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel
+from safetensors.torch import load_file, save_file
 from subjects import METHODS
 from torch.nn import functional
 
@@ -96,15 +97,15 @@ def test_the_seed_alone_determines_the_initial_encoder() -> None:
     assert not first.conv_out.weight.any() and not first.conv_out.bias.any()
 
 
-def test_a_saved_encoder_is_loaded(tmp_path: Path) -> None:
-    encoder = new_encoder(unet(), CHANNELS)
+@pytest.mark.parametrize("channels", [CHANNELS, (6,)])  # one number: the hint has the size of the latents
+def test_a_saved_encoder_is_loaded(channels: tuple[int, ...], tmp_path: Path) -> None:
+    encoder = new_encoder(unet(), channels)
     wake(encoder)
     save_encoder(encoder, tmp_path / "signal.safetensors")
     loaded = load_encoder(tmp_path / "signal.safetensors")
     hint = inputs()[2]
     assert torch.equal(loaded(hint), encoder(hint))
-    from safetensors.torch import load_file, save_file
-
+    assert loaded(hint).shape == (2, 16, 32 >> (len(channels) - 1), 32 >> (len(channels) - 1))
     save_file(load_file(tmp_path / "signal.safetensors"), tmp_path / "bare.safetensors")
     for name in ("bare", "absent"):
         with pytest.raises(MissingResourceError, match="does not contain a signal encoder"):

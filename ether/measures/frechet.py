@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ether.errors import ConfigurationError
 
@@ -50,6 +49,8 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
         ConfigurationError: the dimensions differ, or a set has fewer than two rows.
         FloatingPointError: a feature is not finite.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # slow
+
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ConfigurationError(
             "The Fréchet distance needs two sets of at least two features of the same dimension, not shapes "

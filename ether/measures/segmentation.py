@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ether.errors import ConfigurationError
 
@@ -50,10 +49,12 @@ class SegmentationScores:
     """
 
     def __init__(self, classes: int, ignored: int | None = IGNORED) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # slow, and readers of data need only `IGNORED`
+
         if classes < 2:
             raise ConfigurationError(f"A segmentation needs at least 2 classes, not {classes}.")
         self.classes, self.ignored = classes, ignored
-        self._matrix = MulticlassConfusionMatrix(classes, ignore_index=ignored, validate_args=False)  # `update` validates
+        self._matrix = MulticlassConfusionMatrix(classes, validate_args=False)  # `update` leaves out pixels and validates
 
     def update(self, predicted: torch.Tensor, target: torch.Tensor) -> None:
         """Adds a batch of integer label maps (N, H, W).
