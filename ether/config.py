@@ -162,6 +162,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         if key not in OVERRIDES:
             raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
     settings = _read_scale(name)
+    for experiment in experiments():  # null: the scale leaves out an experiment of the scale that it is an overlay on
+        if experiment in settings and settings[experiment] is None:
+            del settings[experiment]
     for experiment in experiments():
         if like := (settings.get(experiment) or {}).get("like"):
             if like not in settings:

@@ -23,7 +23,6 @@ MODELS = {  # name: the module that pretrains it
     "language-encoder": "ether.foundation.language_encoder",
     "language-model": "ether.foundation.language_model",
     "text-to-image": "ether.foundation.text_to_image_training",
-    "vision-encoder": "ether.foundation.vision_encoder",
 }
 WEIGHTS = Path(__file__).parent / "weights"
 
