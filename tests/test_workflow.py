@@ -87,13 +87,19 @@ def clone(tmp_path_factory):
     return project(tmp_path_factory.mktemp("clone"))
 
 
+def exhibits_of(scale):
+    """The exhibits whose experiments a scale has."""
+    return {id_: entry for id_, entry in config.exhibits().items() if set(entry.experiments) <= set(scale.experiments())}
+
+
 @pytest.mark.parametrize("scale", config.scale_names())
 def test_dry_run_of_every_target(scale, clone):
     said = snakemake(clone, "--dry-run", "table4", "tables", "figures", "all", "foundation", "--config", f"scale={scale}")
     lines = [line.split() for line in said.splitlines()]
     for rule, samples in (("experiment", False), ("experiment_with_samples", True)):
-        names = [name for name, entry in config.experiments().items() if entry.samples == samples]
-        count = sum(len(config.jobs(config.load(scale), name)) for name in names)
+        of_scale = config.load(scale)
+        names = [name for name in of_scale.experiments() if config.experiments()[name].samples == samples]
+        count = sum(len(config.jobs(of_scale, name)) for name in names)
         assert [rule, str(count)] in lines
 
 
@@ -143,7 +149,8 @@ def test_schema_errors_of_several_method_files_are_reported_at_once(tmp_path):
 def test_rules_declare_everything_their_output_depends_on(clone):
     declared = inputs(snakemake(clone, "--dry-run", "all", "--config", "scale=smoke"))
     scale = config.load("smoke")
-    for name, entry in config.experiments().items():
+    for name in scale.experiments():
+        entry = config.experiments()[name]
         rule = "experiment_with_samples" if entry.samples else "experiment"
         files = declared[f"{rule} {name}"]
         assert set(sources.closure("ether.run", f"ether.experiments.{entry.module}")) <= files
@@ -153,7 +160,7 @@ def test_rules_declare_everything_their_output_depends_on(clone):
         for folder in entry.data:
             assert {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*") if f.is_file()} <= files
         assert not any(f.startswith(("ether/exhibits", "ether/analysis", "ether/paper")) for f in files)
-    for id_, exhibit in config.exhibits().items():
+    for id_, exhibit in exhibits_of(scale).items():
         files = declared[f"{exhibit.kind} {id_}"]
         assert set(sources.closure("ether.exhibits.report", f"ether.exhibits.{exhibit.module}")) <= files
         assert {f"results/smoke/metrics/{name}.parquet" for name in exhibit.experiments} <= files
@@ -291,12 +298,12 @@ def test_smoke_scale_for_real(tmp_path):
         "subject": {0, 2},
         "perturbation": {1, 2},  # distances
     }
-    for experiment in config.experiments():
+    for experiment in config.load("smoke").experiments():
         runs = pd.read_parquet(folder / f"results/smoke/metrics/{experiment}.runs.parquet")
         assert len(runs) == len(config.runs(config.load("smoke"), experiment))
         assert (runs["status"] == "finished").all() and set(runs["steps"]) == steps.get(experiment, {2})
         assert runs["run_id"].is_unique
-    for exhibit in config.exhibits().values():
+    for exhibit in exhibits_of(config.load("smoke")).values():
         for file in exhibit.files(Path("results/smoke")):
             assert (folder / file).is_file(), file
         if exhibit.experiments:
