@@ -304,8 +304,8 @@ def _row_splits(source: hub.Source, settings: Mapping[str, Any]) -> tuple[Split,
                 f"`{DATA}.tasks.<task>.image` in workflow/scales/."
             )
         tables.append((rows, present[0]))
-    values = tables[0][0][settings["label"]]
-    texts = sorted(set(values)) if len(values) and isinstance(values[0], str) else []
+    values = [value for rows, _ in tables for value in rows[settings["label"]]]
+    texts = sorted(set(values)) if values and isinstance(values[0], str) else []
     first, second = (_of_rows(rows, image, settings["label"], texts) for rows, image in tables)
     return first, second
 
