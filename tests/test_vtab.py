@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up_runs import Run, store
 from PIL import Image
 
 from ether import check, config, run
+from ether.analysis import rates
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
+from ether.exhibits import report
 from ether.exhibits import vtab as exhibits
 from ether.experiments import vtab
 from ether.preprocessing import Preprocessing
@@ -219,6 +223,46 @@ def test_the_mean_is_taken_within_a_seed_that_has_every_task() -> None:
     means = found[found["metric"] == exhibits.MEAN]
     assert means[["seed", "value"]].to_numpy().tolist() == [[0, 50.0]]
     assert found[found["metric"] == "dtd"]["value"].tolist() == [40.0, 42.0]
+
+
+def test_the_table_and_the_grid_from_known_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, random = tmp_path / "results" / "laptop", np.random.default_rng(0)
+    tasks = config.load("laptop").experiment("vtab")["tasks"]
+    levels = {"linear-probe": 50.0, "full": 70.0, "lora": 71.0, "oft-n256": 70.5, "ether": 70.2, "ether-plus": 73.0}
+    found = [
+        Run(method, {("validation", "score"): level + place + 0.2 * random.normal()}, task=task, seed=seed)
+        for method, level in levels.items()
+        for place, task in enumerate(tasks)
+        for seed in range(3)
+    ]
+    store(folder, "vtab", found)
+    grid = [
+        Run(method, {("validation", "score"): level - 5 * abs(math.log10(rate) + 2)}, task=task, rate=rate)
+        for method, level in levels.items()
+        for task in ("flowers102", "eurosat")
+        for rate in (1e-3, 1e-2, 1e-1)
+    ]
+    store(folder, "vtab_rates", grid)
+    made = report.make("table12", "laptop", {"replay": str(folder)})
+    cell = made.data[(made.data["method"] == "ether") & (made.data["column"] == "SVHN")].iloc[0]
+    of_cell = [run.values["validation", "score"] for run in found if (run.method, run.task) == ("ether", "svhn")]
+    assert cell["ours"] == pytest.approx(np.mean(of_cell)) and cell["n"] == 3 and cell["printed"] == "95.81"
+    verdicts = made.judged.set_index("id")
+    assert verdicts.loc["vtab-comparable", "verdict"] == "reproduced"
+    assert verdicts.loc["vtab-ether-plus-beats-full", "verdict"] == "reproduced"
+    assert verdicts.loc["vtab-adapters-beat-probe", "verdict"] == "reproduced"
+    shares = verdicts.loc["vtab-fraction-of-parameters"]  # ETHER+ has 8 / 7 of OFT's, by the layers' shapes
+    assert (shares["verdict"], shares["supporting"], shares["contradicting"]) == ("contradicted", 3, 1)
+    separations = exhibits.separations(made.settings).set_index("task")
+    assert separations.loc["dtd", "highest of"] == "ETHER+" and (separations["p"] < 0.05).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.picture(exhibits.score_against_parameters(made.data, made.settings))  # one method trains nothing that is counted
+    best = rates.choose(exhibits.rate_grid(made.settings))
+    assert set(best["best_rate"]) == {1e-2} and not best["at_edge"].any()
+    figure = report.make("figure_vtab_rates", "laptop", {"replay": str(folder)})
+    assert figure.figure is not None and set(figure.data["metric"]) == {"mean", "flowers102", "eurosat"}
 
 
 def test_every_scale_lists_the_tasks_of_the_papers_table() -> None:

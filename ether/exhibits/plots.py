@@ -56,7 +56,8 @@ def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
     """Scores against the number of trained parameters on a logarithmic axis, with intervals and names of methods.
 
     Args:
-        points: columns method (stem), parameters, score, low and high; methods without a score or parameters are omitted.
+        points: columns method (stem), parameters, score, low and high; methods without a score or a count are omitted. A method
+            whose count is 0 has no place on the axis and is a dotted line.
         score: label of the vertical axis.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -66,6 +67,9 @@ def score_against_parameters(points: pd.DataFrame, score: str) -> Figure:
     points = points.dropna(subset=["parameters", "score"])
     for row in points.itertuples():
         colour, marker = style(str(row.method))
+        if row.parameters == 0:
+            axes.axhline(row.score, color=colour, linestyle=":", lw=1.2)
+            continue
         spread = [[row.score - row.low], [row.high - row.score]] if math.isfinite(row.low) else None
         axes.errorbar(row.parameters, row.score, yerr=spread, color=colour, marker=marker, ms=7, capsize=3, lw=1.2)
     axes.set_xscale("log")
@@ -94,7 +98,7 @@ def _label_points(axes: Any, points: pd.DataFrame) -> None:
     for row, height in zip(ordered.itertuples(), heights, strict=True):
         colour, _ = style(str(row.method))
         axes.annotate(
-            label(str(row.method)), (row.parameters, row.score), xytext=(edge, height), textcoords="data", color=colour,
+            label(str(row.method)), (row.parameters or right, row.score), xytext=(edge, height), textcoords="data", color=colour,
             fontsize=9, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "alpha": 0.5, "shrinkA": 1, "shrinkB": 4},
         )  # fmt: skip
