@@ -254,6 +254,7 @@ def test_the_table_and_the_grid_from_known_runs(tmp_path: Path, monkeypatch: pyt
     assert verdicts.loc["vtab-adapters-beat-probe", "verdict"] == "reproduced"
     shares = verdicts.loc["vtab-fraction-of-parameters"]  # ETHER+ has 8 / 7 of OFT's, by the layers' shapes
     assert (shares["verdict"], shares["supporting"], shares["contradicting"]) == ("contradicted", 3, 1)
+    assert exhibits.described(made.settings).loc["svhn"].tolist() == ["ufldl-stanford/svhn", "cropped_digits", "main"]
     separations = exhibits.separations(made.settings).set_index("task")
     assert separations.loc["dtd", "highest of"] == "ETHER+" and (separations["p"] < 0.05).all()
     with warnings.catch_warnings():

@@ -69,9 +69,14 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
 
 def described(scale: Scale) -> pd.DataFrame:
-    """What is real and what is drawn in the tasks that this project generates; empty at a scale with other data."""
-    if scale.experiment("vtab")["data"]["path"] != WORLD:
-        return pd.DataFrame()
+    """What is real and what is drawn in the tasks that this project generates; at a scale with other data, the data sets."""
+    data = scale.experiment("vtab")["data"]
+    if data["path"] != WORLD:
+        sets = [
+            {"task": task} | {key: of_task.get(key) for key in ("path", "config", "revision")}
+            for task, of_task in (data.get("tasks") or {}).items()
+        ]
+        return pd.DataFrame(sets).set_index("task").fillna("") if sets else pd.DataFrame()
     from ether.worlds import vision
 
     rows = [
