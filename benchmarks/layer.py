@@ -48,7 +48,9 @@ def _peft(method: str) -> Callable[[nn.Linear], nn.Module]:
     def build(base: nn.Linear) -> nn.Module:
         adapted = CONFIGS[method]()
         adapted.target_modules = {"0"}
-        return get_peft_model(nn.Sequential(base), adapted).base_model.model[0]
+        with torch.device("cpu"):  # some methods draw their initial values with a generator of the CPU
+            model = get_peft_model(nn.Sequential(base), adapted)
+        return model.to(base.weight.device).base_model.model[0]
 
     return build
 

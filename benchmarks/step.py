@@ -107,7 +107,8 @@ def adapted(base: LlamaForCausalLM, method: str) -> nn.Module:
     config.target_modules = set(TARGETS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's warnings about initialisations, which have no effect here
-        return get_peft_model(model, config)
+        with torch.device("cpu"):  # some methods draw their initial values with a generator of the CPU
+            return get_peft_model(model, config).to(base.device)
 
 
 def stepper(model: nn.Module, tokens: torch.Tensor) -> Callable[[], None]:

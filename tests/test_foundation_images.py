@@ -25,7 +25,7 @@ from ether.foundation.pictures import to_input
 from ether.worlds import pictures
 
 
-@pytest.mark.parametrize("name", ["text-to-image", "image-judges"])
+@pytest.mark.parametrize("name", ["text-to-image", "image-judges", "vision-encoder"])
 def test_the_shipped_folders_pass_their_cards(name: str, tmp_path: Path) -> None:
     folder = foundation.path(name)
     card = json.loads((folder / "card.json").read_text())

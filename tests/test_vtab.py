@@ -270,7 +270,7 @@ def test_every_scale_lists_the_tasks_of_the_papers_table() -> None:
     from ether.paper import published
 
     columns = [column.metric for column in published.load()["table12"].columns if column.kind != "parameters"]
-    for name in ("paper", "paper-vtab1k", "laptop"):
+    for name in ("small", "paper", "paper-vtab1k", "laptop"):
         section = config.load(name).experiment("vtab")
         assert section["known_tasks"] == columns
         sources = section["data"]["tasks"]

@@ -2,7 +2,7 @@
 
 `path` returns the folder of a shipped model after every file has been checked against the model's card
 (`ether.foundation.card`). `pretrain`, or ``python -m ether.foundation NAME --out FOLDER``, pretrains a model again. `MODELS`
-names, for each model, the module with its function ``pretrain(out, *, seed, steps, threads)``.
+names, for each model, the module with its function ``pretrain(out, *, seed, steps, threads, device)``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ether.errors import one_of
+from ether.errors import HardwareError, one_of
 from ether.foundation.card import CARD, verify
 from ether.silence import quiet
 
@@ -23,7 +23,9 @@ MODELS = {  # name: the module that pretrains it
     "language-encoder": "ether.foundation.language_encoder",
     "language-model": "ether.foundation.language_model",
     "text-to-image": "ether.foundation.text_to_image_training",
+    "vision-encoder": "ether.foundation.vision_encoder",
 }
+DEVICES = ("cpu", "cuda")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -40,18 +42,30 @@ def path(name: str) -> Path:
     return verify(WEIGHTS / name)
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in DEVICES:
+        raise one_of("device", device, DEVICES)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise HardwareError("Pretraining on cuda was requested, but torch finds no GPU. Use the device cpu.")
+
+
 def pretrain(name: str, out: Path, **settings: Any) -> None:
     """Pretrain a model and write it, with its card, to the folder `out`.
 
     Args:
         name: a key of `MODELS`.
         out: the folder; an existing model in it is replaced.
-        settings: ``seed``, ``steps``, ``threads``; the defaults are those of the shipped model, except for ``threads`` (1).
+        settings: ``seed``, ``steps``, ``threads``, ``device``; the defaults are those of the shipped model, except for
+            ``threads`` (1) and ``device`` (cpu).
 
     Raises:
         ConfigurationError: there is no model of this name.
+        HardwareError: CUDA was requested and is not available.
     """
     if name not in MODELS:
         raise one_of("foundation model", name, MODELS)
+    _check_device(settings.get("device", "cpu"))
     with quiet():  # also at import, where transformers warns about image processors that are not used here
         importlib.import_module(MODELS[name]).pretrain(Path(out), **settings)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ether.errors import EtherError
-from ether.foundation import MODELS, pretrain
+from ether.foundation import DEVICES, MODELS, pretrain
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps (default: those of the shipped model)")
     parser.add_argument("--seed", type=int, help="seed of weights, corpus and batches (default: 0)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: 1; another number rounds differently)")
+    parser.add_argument("--device", choices=DEVICES, help="default: cpu; the weights of a GPU differ by rounding")
     arguments = vars(parser.parse_args())
     name, out = arguments.pop("name"), arguments.pop("out")
     try:

@@ -84,26 +84,30 @@ def _optimizer(parameters: dict[str, nn.Parameter]) -> MuonWithAdam:
 
 
 def train(shown: Pictures, things: NDArray[np.bool_], steps: int, generator: torch.Generator) -> AutoencoderKL:
-    """Fit an autoencoder to pictures and to where things are in them (`examples`), with a pull to normal latents."""
+    """Fit an autoencoder to pictures and to where things are in them (`examples`), with a pull to normal latents.
+
+    The training runs on the device of the generator; the model is returned on the CPU.
+    """
+    device = generator.device
     model: Any = new_autoencoder().train()
-    model.to(memory_format=torch.channels_last)  # a sixth faster
+    model.to(device, memory_format=torch.channels_last)  # a sixth faster
     into: Any = model.quant_conv
     with torch.no_grad():  # start with very little noise on the latents; with the usual amount, colours are learned late
         into.weight[CHANNELS:] = 0
         into.bias[CHANNELS:] = -6
-    masks = torch.from_numpy(things)
+    masks, images = torch.from_numpy(things).to(device), torch.from_numpy(shown).to(device)
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            chosen = torch.randint(len(shown), (BATCH,), generator=generator)
-            batch = to_input(shown[chosen.numpy()])
+            chosen = torch.randint(len(images), (BATCH,), generator=generator, device=device)
+            batch = to_input(images[chosen])
             posterior = model.encode(batch).latent_dist
             error = model.decode(posterior.sample(generator=generator)).sample - batch
             yield _error(error, masks[chosen]) + KL_WEIGHT * posterior.kl().mean() / (CHANNELS * GRID * GRID)
 
     named = dict(model.named_parameters())
     optimise(losses(), _optimizer(named), named.values(), _factor(steps), steps=steps, label="autoencoder")
-    model.to(memory_format=torch.contiguous_format).eval()
+    model.to("cpu", memory_format=torch.contiguous_format).eval()
     return cast(AutoencoderKL, model)
 
 
@@ -117,29 +121,36 @@ def finish_decoder(
 ) -> AutoencoderKL:
     """Train the decoder further, on latents (count, 16, 8, 8) with a little noise, as those of the UNet have.
 
-    The encoder, and therefore what the UNet has learned, does not change: this can be the last part of the training.
+    The encoder, and therefore what the UNet has learned, does not change: this can be the last part of the training. It runs
+    on the device of the generator; the model is returned on the CPU.
     """
-    model.train()
+    device = generator.device
+    moving: Any = model
+    moving.to(device).train()
     parts = {"decoder": model.decoder, "post_quant_conv": cast(nn.Module, model.post_quant_conv)}
     named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    masks = torch.from_numpy(things)
+    masks, images, latents = (part.to(device) for part in (torch.from_numpy(things), torch.from_numpy(shown), latents))
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            chosen = torch.randint(len(shown), (BATCH,), generator=generator)
-            noise = torch.randn(BATCH, CHANNELS, GRID, GRID, generator=generator)
-            share = DECODER_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
+            chosen = torch.randint(len(images), (BATCH,), generator=generator, device=device)
+            noise = torch.randn(BATCH, CHANNELS, GRID, GRID, generator=generator, device=device)
+            share = DECODER_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator, device=device)
             decoded: Any = model.decode(latents[chosen] + share * noise)
-            yield _error(decoded.sample - to_input(shown[chosen.numpy()]), masks[chosen])
+            yield _error(decoded.sample - to_input(images[chosen]), masks[chosen])
 
     optimise(losses(), _optimizer(named), named.values(), _factor(steps), steps=steps, label="decoder")
-    return model.eval()
+    moving.to("cpu").eval()
+    return model
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, shown: Pictures) -> torch.Tensor:
-    """Latents (count, 16, 8, 8) of pictures: the means of the posteriors."""
-    parts = [model.encode(to_input(shown[i : i + 256])).latent_dist.mean for i in range(0, len(shown), 256)]
+def encode(model: AutoencoderKL, shown: Pictures, device: str | torch.device = "cpu") -> torch.Tensor:
+    """Latents (count, 16, 8, 8) of pictures, on the CPU: the means of the posteriors, computed on a device."""
+    moving: Any = model
+    moving.to(device)
+    parts = [model.encode(to_input(shown[i : i + 256]).to(device)).latent_dist.mean.cpu() for i in range(0, len(shown), 256)]
+    moving.to("cpu")
     return torch.cat(parts)
 
 

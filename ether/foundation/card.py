@@ -43,6 +43,7 @@ def write(
     seed: int,
     steps: int,
     threads: int,
+    device: str,
     batch: int | Mapping[str, int],
     models: nn.Module | Mapping[str, nn.Module],
     minutes: float,
@@ -57,7 +58,7 @@ def write(
         folder: the model's folder.
         name: the model's name in `ether.foundation.MODELS`.
         what: short description of architecture and objective.
-        seed, steps, threads: the settings of `ether.foundation.pretrain`.
+        seed, steps, threads, device: the settings of `ether.foundation.pretrain`.
         batch: examples per step, for each part if there are several.
         models: the model, or its parts by name; their parameters are counted.
         minutes: duration of the training.
@@ -67,17 +68,18 @@ def write(
         details: additional keys; they are placed after ``batch``.
     """
     count = {part: _parameters(model) for part, model in models.items()} if isinstance(models, Mapping) else _parameters(models)
-    processor = platform.machine().replace("_", "-")
+    processor, use = platform.machine().replace("_", "-"), "one thread" if threads == 1 else f"{threads} threads"
+    command = f"python -m ether.foundation {name} --out FOLDER --steps {steps} --seed {seed} --threads {threads}"
     content: dict[str, Any] = {
         "name": name,
         "what": what,
-        "command": f"python -m ether.foundation {name} --out FOLDER --steps {steps} --seed {seed} --threads {threads}",
+        "command": command if device == "cpu" else f"{command} --device {device}",
         "seed": seed,
         "steps": steps,
         "batch": batch,
         **(details or {}),
         "parameters": count,
-        "hardware": f"{os.cpu_count()}-core {processor} CPU, {'one thread' if threads == 1 else f'{threads} threads'}",
+        "hardware": f"{os.cpu_count()}-core {processor} CPU, {use}" if device == "cpu" else results.hardware(device),
         "minutes": round(minutes, 1),
         "versions": json.loads(results.versions()) | {package: importlib.metadata.version(package) for package in packages},
         "scores": dict(scores),

@@ -34,7 +34,7 @@ def _fit(model: nn.Module, parameters: list[nn.Parameter], steps: int, losses: I
     """AdamW with a short warm-up, and a linear decay over the second half."""
     optimizer = torch.optim.AdamW(decay_groups(parameters), lr=RATES[name])
     optimise(losses, optimizer, parameters, warm_up_and_decay(steps, WARM_UP), steps=steps, label=name)
-    model.eval()
+    model.cpu().eval()
 
 
 def _scenes(seed: int, count: int, other_artist: float = 0.0) -> list[pictures.Scene]:
@@ -54,17 +54,19 @@ def _scenes(seed: int, count: int, other_artist: float = 0.0) -> list[pictures.S
     return found
 
 
-def train_reader(seed: int, steps: int) -> RegNetForImageClassification:
+def train_reader(seed: int, steps: int, device: str) -> RegNetForImageClassification:
     """The reader, on all pairs of name and background: it has to recognise those held out from the generative model."""
     torch.manual_seed(seed)
     expected = _scenes(seed + 500, min(CORPUS, 64 * steps))
-    inputs, generator = to_input(pictures.render_many(expected)), torch.Generator().manual_seed(seed)
-    targets = torch.tensor([[HEADS[h].index(word) for h, word in image_judges.attributes(s).items()] for s in expected])
-    model, sizes = image_judges.new_reader().train(), [len(labels) for labels in HEADS.values()]
+    inputs, generator = to_input(pictures.render_many(expected)).to(device), torch.Generator(device).manual_seed(seed)
+    targets = torch.tensor([[HEADS[h].index(word) for h, word in image_judges.attributes(s).items()] for s in expected]).to(
+        device
+    )
+    model, sizes = image_judges.new_reader().train().to(device), [len(labels) for labels in HEADS.values()]
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            chosen = torch.randint(len(inputs), (BATCHES["reader"],), generator=generator)
+            chosen = torch.randint(len(inputs), (BATCHES["reader"],), generator=generator, device=device)
             parts = model(pixel_values=disturb(inputs[chosen], generator)).logits.split(sizes, dim=1)
             yield torch.stack([cross_entropy(part, targets[chosen, i]) for i, part in enumerate(parts)]).sum()
 
@@ -72,18 +74,19 @@ def train_reader(seed: int, steps: int) -> RegNetForImageClassification:
     return model
 
 
-def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
+def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer, device: str) -> CLIPModel:
     """CLIP, on all pairs of name and background; the second artist's drawings (none of a subject) have the same captions."""
     torch.manual_seed(seed + 1)
     expected, rng = _scenes(seed + 501, min(CORPUS, 64 * steps), OTHER_ARTIST), np.random.default_rng([seed, 9])
-    inputs, generator = to_input(pictures.render_many(expected)), torch.Generator().manual_seed(seed + 1)
-    tokens = encode(tokenizer, [pictures.caption(scene, rng) for scene in expected])
-    model, target = image_judges.new_clip(tokenizer).train(), torch.arange(BATCHES["clip"])
+    inputs, generator = to_input(pictures.render_many(expected)).to(device), torch.Generator(device).manual_seed(seed + 1)
+    encoded = encode(tokenizer, [pictures.caption(scene, rng) for scene in expected])
+    tokens = {key: value.to(device) for key, value in encoded.items()}
+    model, target = image_judges.new_clip(tokenizer).train().to(device), torch.arange(BATCHES["clip"], device=device)
 
     def losses() -> Iterator[torch.Tensor]:
         """The symmetric contrastive loss between pictures and captions."""
         while True:
-            chosen = torch.randint(len(inputs), (BATCHES["clip"],), generator=generator)
+            chosen = torch.randint(len(inputs), (BATCHES["clip"],), generator=generator, device=device)
             image = image_judges.image_embeddings(model, disturb(inputs[chosen], generator))
             text = image_judges.text_embeddings(model, {key: value[chosen] for key, value in tokens.items()})
             similarity = image @ text.T * model.logit_scale.exp()
@@ -93,25 +96,25 @@ def train_clip(seed: int, steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
     return model
 
 
-def train_dino(seed: int, steps: int) -> RegNetModel:
+def train_dino(seed: int, steps: int, device: str) -> RegNetModel:
     """The replacement for DINO: it tells drawings apart, by a classifier over cosines that is not kept."""
     torch.manual_seed(seed + 2)
     known, rng = image_judges.known_drawings(), np.random.default_rng([seed, 6])
-    model, generator = image_judges.new_dino().train(), torch.Generator().manual_seed(seed + 2)
-    heads = nn.Parameter(0.1 * torch.randn(len(known), model.config.hidden_sizes[-1]))
+    model, generator = image_judges.new_dino().train().to(device), torch.Generator(device).manual_seed(seed + 2)
+    heads = nn.Parameter(0.1 * torch.randn(len(known), model.config.hidden_sizes[-1]).to(device))
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
             chosen = rng.integers(len(known), size=BATCHES["dino"])
-            shown = pictures.render_many([image_judges.view(known[int(i)], rng) for i in chosen])
-            features = image_judges.subject_embeddings(model, disturb(to_input(shown), generator))
-            yield cross_entropy(SCALE * features @ normalize(heads, dim=-1).T, torch.from_numpy(chosen))
+            shown = to_input(pictures.render_many([image_judges.view(known[int(i)], rng) for i in chosen])).to(device)
+            features = image_judges.subject_embeddings(model, disturb(shown, generator))
+            yield cross_entropy(SCALE * features @ normalize(heads, dim=-1).T, torch.from_numpy(chosen).to(device))
 
     _fit(model, [*model.parameters(), heads], steps, losses(), "dino")
     return model
 
 
-def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
+def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Train the three judges (the reader for `steps`, see `STEPS` for the others) and write them to the folder `out`.
 
     Their random numbers are independent of each other. The same seed, steps and threads give the same weights on one kind of CPU.
@@ -120,9 +123,9 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     torch.set_num_threads(threads)
     tokenizer = build_tokenizer()
     models: dict[str, Any] = {
-        "reader": train_reader(seed, steps),
-        "clip": train_clip(seed, max(1, steps // 2), tokenizer),
-        "dino": train_dino(seed, 5 * steps // 2),
+        "reader": train_reader(seed, steps, device),
+        "clip": train_clip(seed, max(1, steps // 2), tokenizer, device),
+        "dino": train_dino(seed, 5 * steps // 2, device),
     }
     minutes = (time.monotonic() - began) / 60
     card.start(out)
@@ -138,6 +141,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         seed=seed,
         steps=steps,
         threads=threads,
+        device=device,
         batch=BATCHES,
         models=models,
         minutes=minutes,

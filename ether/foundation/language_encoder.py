@@ -16,6 +16,7 @@ aggregation.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,10 @@ class Batch:
     mask: torch.Tensor  # attention mask: 0 at padding
     targets: torch.Tensor  # what is predicted for a token, `IGNORED` elsewhere
     connective: torch.Tensor  # true where the target is a connective that is masked alone
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
 class Collator:
@@ -236,11 +241,12 @@ def _losses(
     masked = batches(collator.masked, language.documents(seed), BATCH)
     replaced = batches(collator.replaced, language.restatements(seed), BATCH)
     while True:
-        loss = cross_entropy(*word_logits(model, next(masked)))
-        yield loss + WEIGHT * binary_cross_entropy_with_logits(*replacement_logits(model, head, next(replaced)))
+        loss = cross_entropy(*word_logits(model, next(masked).to(model.device)))
+        noticed = replacement_logits(model, head, next(replaced).to(model.device))
+        yield loss + WEIGHT * binary_cross_entropy_with_logits(*noticed)
 
 
-def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
+def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Pretrain the encoder and write it, its tokenizer and its card to the folder `out`.
 
     AdamW with a linear warm-up, and a linear decay over the second half. The same seed, steps and threads give the
@@ -253,6 +259,8 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     model = DebertaV2ForMaskedLM(configuration(len(tokenizer))).train()
     width = model.config.hidden_size
     head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))  # for pretraining only, not saved
+    for part in (model, head):
+        part.to(device)
     parameters = [*model.parameters(), *head.parameters()]
     optimise(
         _losses(model, head, tokenizer, seed),
@@ -262,6 +270,8 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         steps=steps,
         label="language-encoder",
     )
+    for part in (model, head):
+        part.cpu()
     minutes = (time.monotonic() - began) / 60
     card.start(out)
     model.eval().save_pretrained(out)
@@ -273,6 +283,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         seed=seed,
         steps=steps,
         threads=threads,
+        device=device,
         batch=BATCH,
         models=model,
         minutes=minutes,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,11 +118,12 @@ def knowledge(model: nn.Module, tokenizer: PreTrainedTokenizerFast, *, world_see
 
 def _losses(model: nn.Module, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
     for ids in blocks(tokenizer, facts.documents(seed), BATCH):
+        ids = ids.to(next(model.parameters()).device)
         logits = model(input_ids=ids).logits[:, :-1]
         yield cross_entropy(logits.transpose(1, 2), ids[:, 1:])
 
 
-def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
+def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Pretrain the model on world 0 and write it, its tokenizer and its card to the folder `out`.
 
     AdamW with a linear warm-up, and a linear decay over the second half. The same seed, steps and threads give the
@@ -131,7 +133,8 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = LlamaForCausalLM(configuration(len(tokenizer))).train()
+    model: Any = LlamaForCausalLM(configuration(len(tokenizer))).train()
+    model.to(device)
     parameters = list(model.parameters())
     optimise(
         _losses(model, tokenizer, seed),
@@ -141,6 +144,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         steps=steps,
         label="language-model",
     )
+    model.cpu()
     minutes = (time.monotonic() - began) / 60
     card.start(out)
     model.eval().save_pretrained(out)
@@ -152,6 +156,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         seed=seed,
         steps=steps,
         threads=threads,
+        device=device,
         batch=BATCH,
         models=model,
         minutes=minutes,

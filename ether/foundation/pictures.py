@@ -16,22 +16,29 @@ __all__ = ["Pictures", "disturb", "preprocessor", "to_input"]
 Pictures = NDArray[np.uint8]  # (count, 64, 64, 3), RGB
 
 
-def to_input(pictures: Pictures) -> torch.Tensor:
-    """Pictures of shape (count, 64, 64, 3) as a float32 tensor of shape (count, 3, 64, 64) with values in -1 ... 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+def to_input(pictures: Pictures | torch.Tensor) -> torch.Tensor:
+    """Pictures (uint8) of shape (count, 64, 64, 3) as float32 of shape (count, 3, 64, 64) with values in -1 ... 1."""
+    if not isinstance(pictures, torch.Tensor):
+        pictures = torch.from_numpy(np.ascontiguousarray(pictures))
+    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def disturb(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures with noise and another contrast and brightness, as generated ones have; every other picture is also blurred."""
+    """Pictures with noise and another contrast and brightness, as generated ones have; every other picture is also blurred.
+
+    Args:
+        inputs: (count, 3, 64, 64).
+        generator: on the device of `inputs`.
+    """
 
     def share(*shape: int) -> torch.Tensor:
-        return torch.rand(len(inputs), *shape, generator=generator)
+        return torch.rand(len(inputs), *shape, generator=generator, device=inputs.device)
 
     blurred = avg_pool2d(pad(inputs, (2, 2, 2, 2), mode="replicate"), 3, 1)
     blurred = avg_pool2d(blurred, 3, 1)
     inputs = inputs.lerp(blurred, share(1, 1, 1) * (share(1, 1, 1) < 0.5))
     inputs = inputs * (0.85 + 0.3 * share(1, 1, 1)) + 0.2 * (share(3, 1, 1) - 0.5)
-    return inputs + torch.randn(inputs.shape, generator=generator) * 0.1 * share(1, 1, 1)
+    return inputs + torch.randn(inputs.shape, generator=generator, device=inputs.device) * 0.1 * share(1, 1, 1)
 
 
 def preprocessor(kind: str) -> str:

@@ -121,7 +121,7 @@ def optimise(
     """
     parameters = list(parameters)
     schedule = None if isinstance(optimizer, MuonWithAdam) else torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    began, total, interval = time.monotonic(), 0.0, max(1, steps // REPORTS)
+    began, total, interval = time.monotonic(), torch.zeros(()), max(1, steps // REPORTS)
     for step in range(1, steps + 1):
         loss = next(losses)
         loss.backward()
@@ -133,8 +133,8 @@ def optimise(
             optimizer.zero_grad()
         if schedule:
             schedule.step()
-        total += loss.item()
+        total = total.to(loss.device) + loss.detach()  # a tensor: reading it at every step would make a GPU wait
         if step % interval == 0:
             minutes = (time.monotonic() - began) / 60
-            print(f"{label}, step {step}/{steps}: loss {total / interval:.3f}, {minutes:.1f} min", flush=True)
-            total = 0.0
+            print(f"{label}, step {step}/{steps}: loss {float(total) / interval:.3f}, {minutes:.1f} min", flush=True)
+            total = torch.zeros(())

@@ -40,13 +40,15 @@ class Trainer:
     Args:
         tokenizer: of the captions.
         steps: steps of the whole training, which determine the learning rates.
-        generator: of time steps and noise.
+        generator: of time steps and noise; its device is the one of the training.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, steps: int, generator: torch.Generator) -> None:
         unet: Any = text_to_image.new_unet().train()
-        self.unet = unet.to(memory_format=torch.channels_last)
-        self.text = text_to_image.new_text_encoder(tokenizer).train()
+        text: Any = text_to_image.new_text_encoder(tokenizer).train()
+        self.device = generator.device
+        self.unet = unet.to(self.device, memory_format=torch.channels_last)
+        self.text = text.to(self.device)
         self.named = {
             f"{part}.{name}": parameter
             for part, model in (("unet", self.unet), ("text", self.text))
@@ -59,13 +61,13 @@ class Trainer:
         self.step, self.generator = 0, generator
         self.factor = warm_up_and_decay(steps, WARM_UP)
         products = text_to_image.scheduler().alphas_cumprod
-        self.signal, self.noise = products.sqrt(), (1 - products).sqrt()  # levels by time step
-        self.times = time_probabilities(products, "noise")
+        self.signal, self.noise = (level.to(self.device) for level in (products.sqrt(), (1 - products).sqrt()))  # by time step
+        self.times = time_probabilities(products, "noise").to(self.device)
 
-    def train(self, latents: torch.Tensor, tokens: torch.Tensor) -> float:
+    def train(self, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """One step on a batch: latents (batch, 16, 8, 8), tokens (batch, 20); returns the loss."""
         times = torch.multinomial(self.times, len(latents), replacement=True, generator=self.generator)
-        noise = torch.randn(latents.shape, generator=self.generator)
+        noise = torch.randn(latents.shape, generator=self.generator, device=self.device)
         a, s = (table[times][:, None, None, None] for table in (self.signal, self.noise))
         context = self.text(tokens).last_hidden_state
         velocity = self.unet(a * latents + s * noise, times, context).sample
@@ -75,14 +77,16 @@ class Trainer:
         self.step += 1
         keep = min(EMA, self.step / (self.step + 9))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.named.values()], 1 - keep)
-        return float(loss.detach())
+        return loss.detach()
 
     def averaged(self, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
         """New models with the averaged weights."""
         unet, text = text_to_image.new_unet().eval(), text_to_image.new_text_encoder(tokenizer).eval()
         for part, model in (("unet", unet), ("text", text)):
             weights = {n.removeprefix(f"{part}."): t for n, t in self.average.items() if n.startswith(f"{part}.")}
-            model.load_state_dict(weights, strict=False)  # buffers, such as position ids, are not among them
+            model.load_state_dict(
+                {n: t.cpu() for n, t in weights.items()}, strict=False
+            )  # buffers, such as position ids, are not among them
         return unet, text
 
     def save(self, file: Path) -> None:
@@ -106,7 +110,7 @@ class Trainer:
             self.average[name].copy_(tensors[f"average.{name}"])
             state.update(
                 {
-                    key.removeprefix("state/").removesuffix(f".{name}"): value
+                    key.removeprefix("state/").removesuffix(f".{name}"): value.to(self.device)
                     for key, value in tensors.items()
                     if key.startswith("state/") and key.endswith(f".{name}")
                 }
@@ -129,30 +133,38 @@ def _save_pipeline(
     return text_to_image.load(out)
 
 
-def _prepare(tokenizer: CLIPTokenizer, seed: int, steps: int) -> tuple[AutoencoderKL, torch.Tensor, torch.Tensor]:
+def _prepare(tokenizer: CLIPTokenizer, seed: int, steps: int, device: str) -> tuple[AutoencoderKL, torch.Tensor, torch.Tensor]:
     """The trained autoencoder, the corpus's latents (scenes, 16, 8, 8) and its captions' tokens (scenes, 20)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shown, things = autoencoder.examples(seed, min(EXAMPLES, autoencoder.BATCH * steps))
     vae = autoencoder.train(shown, things, min(autoencoder.STEPS, steps), generator)
     shown, captions, _ = pictures.corpus(seed, min(CORPUS, BATCH * steps))  # a few steps need only a few scenes
     # Contiguous, as they are when read from disk: another memory layout would round differently.
-    latents = autoencoder.standardise(vae, autoencoder.encode(vae, shown)).contiguous()
+    latents = autoencoder.standardise(vae, autoencoder.encode(vae, shown, device)).contiguous()
     return vae, latents, encode(tokenizer, captions)["input_ids"]
 
 
 def pretrain(
-    out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, work: Path | None = None, every: float = 240.0
+    out: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    threads: int = 1,
+    device: str = "cpu",
+    work: Path | None = None,
+    every: float = 240.0,
 ) -> None:
     """Pretrain the autoencoder, then UNet and text encoder, and write the pipeline and its card to the folder `out`.
 
     Muon and AdamW with a short warm-up, and a linear decay over the second half. The same seed, steps and threads give the same
-    weights on one kind of CPU.
+    weights on one kind of CPU; on a GPU they are similar, not equal.
 
     Args:
         out: folder of the pipeline.
         seed: of weights, corpus and noise.
         steps: of the UNet; the autoencoder takes at most `ether.foundation.autoencoder.STEPS`.
         threads: CPU threads.
+        device: cpu or cuda.
         work: folder for the state from which an interrupted training is resumed; ``work/pipeline`` is the pipeline at that
             point. It does not change the result.
         every: seconds between two writes to `work`.
@@ -168,30 +180,31 @@ def pretrain(
         vae = autoencoder.new_autoencoder().eval()
         vae.load_state_dict(stored)
     else:
-        vae, latents, tokens = _prepare(tokenizer, seed, steps)
+        vae, latents, tokens = _prepare(tokenizer, seed, steps, device)
         if work:
             with results.atomic(work / "prepared.safetensors") as partial:
                 save_file({**vae.state_dict(), "latents": latents, "tokens": tokens}, partial)
     torch.manual_seed(seed + 1)  # the initial weights do not depend on the training of the autoencoder
-    trainer = Trainer(tokenizer, steps, torch.Generator().manual_seed(seed + 1))
+    trainer = Trainer(tokenizer, steps, torch.Generator(device).manual_seed(seed + 1))
     if work and (work / "state.safetensors").is_file():
         trainer.resume(work / "state.safetensors")
         spent = float((work / "seconds.txt").read_text())
-    empty, saved, losses = encode(tokenizer, [""])["input_ids"], time.monotonic(), []
+    latents, tokens, empty = (part.to(device) for part in (latents, tokens, encode(tokenizer, [""])["input_ids"]))
+    saved, losses = time.monotonic(), []
     while trainer.step < steps:
-        chosen = torch.randint(len(latents), (BATCH,), generator=trainer.generator)
-        dropped = torch.rand(BATCH, 1, generator=trainer.generator) < DROPPED
+        chosen = torch.randint(len(latents), (BATCH,), generator=trainer.generator, device=device)
+        dropped = torch.rand(BATCH, 1, generator=trainer.generator, device=device) < DROPPED
         losses.append(trainer.train(latents[chosen], torch.where(dropped, empty, tokens[chosen])))
         if trainer.step % max(1, min(steps // 20, 100)) == 0:
             minutes = (spent + time.monotonic() - began) / 60
-            print(f"unet, step {trainer.step}/{steps}: loss {np.mean(losses):.4f}, {minutes:.1f} min", flush=True)
+            print(f"unet, step {trainer.step}/{steps}: loss {torch.stack(losses).mean():.4f}, {minutes:.1f} min", flush=True)
             losses = []
         if work and time.monotonic() - saved > every:
             trainer.save(work / "state.safetensors")
             results.write_text(str(spent + time.monotonic() - began), work / "seconds.txt")
             _save_pipeline(work / "pipeline", *trainer.averaged(tokenizer), vae, tokenizer)
             saved = time.monotonic()
-    _finish_decoder(vae, seed, steps)
+    _finish_decoder(vae, seed, steps, device)
     card.start(out)
     pipeline = _save_pipeline(out, *trainer.averaged(tokenizer), vae, tokenizer)
     minutes = (spent + time.monotonic() - began) / 60
@@ -202,10 +215,11 @@ def pretrain(
         seed=seed,
         steps=steps,
         threads=threads,
+        device=device,
         batch=BATCH,
         models={"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder},
         minutes=minutes,
-        scores=evaluate(pipeline, seed + 1),
+        scores=evaluate(pipeline, seed + 1, device),
         made_from="captions and pictures of drawings under free licences (ether/worlds/drawings/NOTICE)",
         packages=("diffusers",),
         details={
@@ -219,20 +233,22 @@ def pretrain(
     )
 
 
-def _finish_decoder(vae: AutoencoderKL, seed: int, steps: int) -> None:
+def _finish_decoder(vae: AutoencoderKL, seed: int, steps: int, device: str) -> None:
     """The last part of the training: the decoder on noisy latents of the examples."""
     decoder_steps = min(autoencoder.DECODER_STEPS, steps)
     shown, things = autoencoder.examples(seed + 1, min(EXAMPLES, autoencoder.BATCH * decoder_steps))
-    latents = autoencoder.encode(vae, shown)
-    autoencoder.finish_decoder(vae, latents, shown, things, decoder_steps, torch.Generator().manual_seed(seed + 2))
+    latents = autoencoder.encode(vae, shown, device)
+    autoencoder.finish_decoder(vae, latents, shown, things, decoder_steps, torch.Generator(device).manual_seed(seed + 2))
 
 
-def evaluate(pipeline: StableDiffusionPipeline, seed: int, count: int = 200) -> dict[str, float]:
+def evaluate(pipeline: StableDiffusionPipeline, seed: int, device: str, count: int = 200) -> dict[str, float]:
     """The scores of the card: agreement with `count` captions of each kind, and the autoencoder's object PSNR in dB."""
+    found = text_to_image.scores(pipeline.to(device), seed=seed, count=count)
+    pipeline.to("cpu")
     subjects = [scene for subject in pictures.SUBJECTS for scene in pictures.photographs(subject, seed, pictures.IMAGES)]
     masks = np.stack([pictures.coverage(scene) > 0 for scene in subjects])
     psnr = {
         "autoencoder, object PSNR": autoencoder.object_psnr(pipeline.vae, *autoencoder.examples(seed + 100, 256)),
         "autoencoder, object PSNR of the subjects": autoencoder.object_psnr(pipeline.vae, pictures.render_many(subjects), masks),
     }
-    return text_to_image.scores(pipeline, seed=seed, count=count) | {name: round(value, 2) for name, value in psnr.items()}
+    return found | {name: round(value, 2) for name, value in psnr.items()}

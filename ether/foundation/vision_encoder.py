@@ -33,9 +33,9 @@ from ether.foundation.pretraining import MuonWithAdam, optimise, warm_up_and_dec
 from ether.results import write_text
 from ether.worlds import drawings, pictures, vision
 
-STEPS, BATCH = 2_500, {"things": 72, "letters": 40}
+STEPS, BATCH = 4_000, {"things": 144, "letters": 80}
 MATRIX_RATE, RATE, WARM_UP, WEIGHT_DECAY = 4.0e-3, 1.0e-3, 100, 0.02
-CORPUS = {"things": 40_000, "letters": 12_000}  # pictures; every epoch disturbs them differently
+CORPUS = {"things": 80_000, "letters": 24_000}  # pictures; every epoch disturbs them differently
 WIDTH, LAYERS, HEADS, PATCH = 128, 4, 4, 16
 SIDES = (28, 56)  # of a thing in pixels: the smallest and the largest
 RECOLOURED, ANGLE = 0.3, 25.0
@@ -150,24 +150,25 @@ def new_model(known: tuple[str, ...]) -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def train(seed: int, steps: int) -> ViTForImageClassification:
+def train(seed: int, steps: int, device: str) -> ViTForImageClassification:
     """Trains the model; all heads but that for the names are dropped."""
     torch.manual_seed(seed)
     known = names()
     counts = {kind: min(CORPUS[kind], BATCH[kind] * steps) for kind in CORPUS}
     expected = scenes(seed, counts["things"], known)
-    inputs, targets, places = to_input(pictures.render_many(expected)), attributes(expected, known), geometry(expected)
+    images = torch.from_numpy(pictures.render_many(expected)).to(device)
+    targets, places = attributes(expected, known).to(device), geometry(expected).to(device)
     shown, written = letters(seed, counts["letters"])
-    glyphs = to_input(shown)
-    model, generator = new_model(known).train(), torch.Generator().manual_seed(seed)
+    glyphs, written = torch.from_numpy(shown).to(device), written.to(device)
+    model, generator = new_model(known).train().to(device), torch.Generator(device).manual_seed(seed)
     sizes = [len(pictures.BACKGROUNDS), len(pictures.COLOURS) + 1, places.shape[1], len(LETTERS)]
-    others = nn.Linear(WIDTH, sum(sizes))
+    others = nn.Linear(WIDTH, sum(sizes)).to(device)
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            chosen = torch.randint(len(inputs), (BATCH["things"],), generator=generator)
-            read = torch.randint(len(glyphs), (BATCH["letters"],), generator=generator)
-            batch = disturb(torch.cat([inputs[chosen], glyphs[read]]), generator)
+            chosen = torch.randint(len(images), (BATCH["things"],), generator=generator, device=device)
+            read = torch.randint(len(glyphs), (BATCH["letters"],), generator=generator, device=device)
+            batch = disturb(to_input(torch.cat([images[chosen], glyphs[read]])), generator)
             state = model.vit(pixel_values=batch).last_hidden_state[:, 0]
             things, letter = state.split([len(chosen), len(read)])
             name, background, colour = targets[chosen].unbind(1)
@@ -190,7 +191,7 @@ def train(seed: int, steps: int) -> ViTForImageClassification:
     )
     factor = warm_up_and_decay(steps, WARM_UP)
     optimise(losses(), optimizer, list(named.values()), factor, steps=steps, label="vision-encoder")
-    return model.eval()
+    return model.cpu().eval()
 
 
 @torch.no_grad()
@@ -202,11 +203,11 @@ def accuracy(model: ViTForImageClassification, artist: str, seed: int, count: in
     return float((logits.argmax(-1) == attributes(expected, known)[:, 0]).float().mean())
 
 
-def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) -> None:
+def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
     """Train the model and write it to the folder `out`. The same arguments give the same weights on one kind of CPU."""
     began = time.monotonic()
     torch.set_num_threads(threads)
-    model = train(seed, steps)
+    model = train(seed, steps, device)
     minutes = (time.monotonic() - began) / 60
     card.start(out)
     model.save_pretrained(out)
@@ -218,6 +219,7 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1) 
         seed=seed,
         steps=steps,
         threads=threads,
+        device=device,
         batch=BATCH,
         models=model,
         minutes=minutes,

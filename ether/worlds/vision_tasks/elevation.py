@@ -20,10 +20,10 @@ __all__ = ["CLASSES", "ELEVATIONS", "Camera", "Solid", "cast", "draw", "shade", 
 ELEVATIONS = (30, 35, 40, 45, 50, 55, 60, 65, 70)  # degrees
 CLASSES = tuple(f"{degrees} degrees" for degrees in ELEVATIONS)
 
-SHAPE = 0.15  # standard deviation of the logarithm of a toy's proportions; larger is harder
-SHADOWS = 0.7  # share of the pictures in which the toy casts a shadow
-ROLL = 1.0  # standard deviation of the rotation of the camera about its axis, in degrees
-NOISE = 5.0  # standard deviation of the pixels' noise
+SHAPE = 0.1  # standard deviation of the logarithm of a toy's proportions; larger is harder
+SHADOWS = 1.0  # share of the pictures in which the toy casts a shadow
+ROLL = 0.5  # standard deviation of the rotation of the camera about its axis, in degrees
+NOISE = 3.0  # standard deviation of the pixels' noise
 TABLE = 1.0  # share of the pictures in which the toy is on a round plate, whose outline is an ellipse; fewer is harder
 BLUR = 0.6  # standard deviation of the camera's blur, in pixels
 
@@ -220,14 +220,14 @@ def draw(labels: NDArray[np.int64], split: str, rng: np.random.Generator) -> Pic
         camera = Camera(
             ELEVATIONS[label],
             rng.uniform(0, 360),
-            rng.uniform(5.5, 7),
-            rng.uniform(100, 125),
+            rng.uniform(6.0, 6.4),
+            rng.uniform(108, 116),
             rng.normal(0, ROLL),
             (0.0, 0.0, 0.5),
             (x, y),
         )
         shadow = rng.uniform(0.3, 0.8) if rng.random() < SHADOWS else 0.0
-        plate = (rng.uniform(1.1, 1.5) if rng.random() < TABLE else 0.0, rng.choice((-1, 1)) * rng.uniform(0.1, 0.3) + 1)
+        plate = (rng.uniform(1.2, 1.5) if rng.random() < TABLE else 0.0, 1 - rng.uniform(0.3, 0.5))
         floor, ambient = rng.uniform(0.45, 0.75), rng.uniform(0.25, 0.5)
         grey = blurred(shade(solids, camera, light, floor, ambient, shadow, plate)[..., None] * 255, BLUR)[..., 0]
         grey = np.round(grey * rng.uniform(0.75, 1.1) + rng.normal(0, NOISE, grey.shape))

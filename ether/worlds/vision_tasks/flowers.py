@@ -13,10 +13,10 @@ from ether.worlds.vision_tasks.canvas import Canvas, Picture, blend, blurred, fi
 
 __all__ = ["CLASSES", "FLOWERS", "Flower", "draw"]
 
-RADII = (13.0, 23.0)  # range of a flower's radius, in pixels; smaller is harder
-TILT = 0.6  # smallest ratio of the two axes of a flower that is seen from the side
-LEAVES = 5  # greatest number of leaves in front of a flower's outer part; there are up to twice as many behind
-NOISE = 8.0  # standard deviation of the pixels' noise
+RADII = (18.0, 27.0)  # range of a flower's radius, in pixels; smaller is harder
+TILT = 0.75  # smallest ratio of the two axes of a flower that is seen from the side
+LEAVES = 2  # greatest number of leaves in front of a flower's outer part; there are up to twice as many behind
+NOISE = 5.0  # standard deviation of the pixels' noise
 
 
 @dataclass(frozen=True)
