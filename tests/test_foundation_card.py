@@ -13,21 +13,30 @@ import torch
 from torch import nn
 
 from ether import foundation
-from ether.errors import MissingResourceError
+from ether.errors import ConfigurationError, HardwareError, MissingResourceError
 from ether.foundation import card, pretraining
 
-SETTINGS = {"what": "a test", "seed": 3, "steps": 5, "threads": 2, "batch": 4, "minutes": 0.26, "made_from": "numbers"}
+SETTINGS = {
+    "what": "a test",
+    "seed": 3,
+    "steps": 5,
+    "threads": 2,
+    "device": "cpu",
+    "batch": 4,
+    "minutes": 0.26,
+    "made_from": "numbers",
+}
 
 
-def write(folder: Path) -> Path:
-    """A model folder of two parts with its card."""
+def write(folder: Path, **changes: object) -> Path:
+    """A model folder of two parts with its card; `changes` are other arguments of `card.write` than `SETTINGS`."""
     card.start(folder)
     (folder / "part").mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "part" / "weights.safetensors").write_bytes(b"weights")
     (folder / ".config.json.1.tmp").write_text("left by a process that was killed")
     models = {"first": nn.Linear(2, 3), "second": nn.Linear(4, 1, bias=False)}
-    card.write(folder, name="test", models=models, scores={"accuracy": 0.5}, **SETTINGS)  # type: ignore[arg-type]
+    card.write(folder, name="test", models=models, scores={"accuracy": 0.5}, **(SETTINGS | changes))  # type: ignore[arg-type]
     return folder
 
 
@@ -40,6 +49,22 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (content["minutes"], content["scores"], content["batch"]) == (0.3, {"accuracy": 0.5}, 4)
     assert content["hardware"].endswith("CPU, 2 threads")
     assert content["licence"] == "Made from generated numbers only; under the licence of this package."
+
+
+def test_a_card_names_the_gpu_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    content = card.read(write(tmp_path / "model", device="cuda"))
+    assert content["hardware"] == "a GPU"
+    assert content["command"] == "python -m ether.foundation test --out FOLDER --steps 5 --seed 3 --threads 2 --device cuda"
+
+
+def test_a_device_that_is_not_there_is_refused_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HardwareError, match="finds no GPU"):
+        foundation.pretrain("vision-encoder", tmp_path / "model", device="cuda")
+    with pytest.raises(ConfigurationError, match="tpu"):
+        foundation.pretrain("vision-encoder", tmp_path / "model", device="tpu")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("name", foundation.MODELS)
