@@ -1,6 +1,6 @@
 """GPU time by kernel of one adapted linear layer: what a forward and backward pass spends where.
 
-    python benchmarks/kernels.py --shape 4096x4096 --tokens 8192
+    python benchmarks/kernel_times.py --shape 4096x4096 --tokens 8192
 
 `benchmarks/layer.py` measures the time that passes, which for small layers is the time the CPU takes to start the
 kernels; this program shows the time that the GPU is busy. Both are needed to tell what bounds a method. For each method:
