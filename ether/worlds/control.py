@@ -44,7 +44,7 @@ from ether.worlds.faces import LANDMARKS, random_face
 
 __all__ = [
     "CLASSES", "LINES", "NO_CLASS", "PALETTE", "SIZES", "SPLITS", "TASKS", "Examples", "coloured", "draw_landmarks", "edge_map",
-    "examples", "files", "label_map", "landmarks", "split_of", "write",
+    "examples", "faces", "files", "label_map", "landmarks", "split_of", "write",
 ]  # fmt: skip
 
 Picture = NDArray[np.uint8]
@@ -163,7 +163,7 @@ class Task:
     hint: Callable[[NDArray[Any]], Picture]  # of a target
 
 
-def _faces(seed: int) -> Iterator[pictures.Scene]:
+def faces(seed: int) -> Iterator[pictures.Scene]:
     """An endless stream of scenes of one face."""
     rng, backgrounds = np.random.default_rng([seed, 5]), tuple(pictures.BACKGROUNDS)
     while True:
@@ -177,7 +177,7 @@ def _white(edges: NDArray[np.bool_]) -> Picture:
 
 TASKS: Mapping[str, Task] = {
     "semantic": Task(pictures.random_scenes, lambda scene, _: label_map(scene), coloured),
-    "landmarks": Task(_faces, lambda scene, _: landmarks(scene), draw_landmarks),
+    "landmarks": Task(faces, lambda scene, _: landmarks(scene), draw_landmarks),
     "edges": Task(pictures.random_scenes, lambda _, picture: edge_map(picture), _white),
 }
 
