@@ -19,16 +19,16 @@ from ether.foundation.times import TIMES, time_probabilities
 
 
 class SampleNumbers(Dataset):
-    """A data set of the numbers 0, 1, 2, ...; a `DenoisingLoss` derives image, noise and timestep from each number."""
+    """A data set of the numbers `start`, `start` + 1, ...; a `DenoisingLoss` derives image, noise and time from each."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, start: int = 0) -> None:
+        self.count, self.start = count, start
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, int]:
-        return {"index": index}
+        return {"index": self.start + index}
 
 
 class DenoisingLoss(nn.Module):
