@@ -344,7 +344,12 @@ def lora_grid(scale: Scale) -> pd.DataFrame:
 
 
 def _references(scale: Scale) -> dict[str, float]:
-    """mIoU of the encoder alone and of ETHER+ on the same examples as LoRA's combinations: the best of the grid."""
+    """mIoU of the encoder alone and of ETHER+ on the same examples as LoRA's combinations, at the best rate of the grid.
+
+    Nothing if the grid has not been run.
+    """
+    if not common.present(scale, ["control_rates"]):
+        return {}
     grid = _counted(rate_grid(scale))
     means = grid.groupby(["method", "learning_rate"])["value"].mean().groupby("method").max()
     return {stem: float(means[stem]) for stem in (ENCODER, BEST) if stem in means.index}
