@@ -392,12 +392,15 @@ def figure12(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     grid = parts[1].subplots(2, count + 1, squeeze=False)
     for column, run in enumerate(chosen.itertuples()):
         folder, files = samples(scale, "control_lora", str(run.run_id))
-        for number in range(2):
-            file = files[number] if number < len(files) else None
-            show_image(grid[number][column + 1], folder / file["file"] if file else None)
-            if column == 0:
-                show_image(grid[number][0], folder / file["hint"] if file else None)
+        for axes, file in zip(grid[:, column + 1], [*files, None, None][:2], strict=True):
+            show_image(axes, folder / file["file"] if file else None)
+        for axes, file in zip(grid[:, 0], files, strict=False):
+            if not axes.images:
+                show_image(axes, folder / file["hint"])
         title = f"{run.learning_rate:g}, r {run.rank:g}\nmIoU {run.miou:.1f}"
         grid[0][column + 1].set_title(title, fontsize=8)
+    for axes in grid[:, 0]:
+        if not axes.images:
+            show_image(axes, None)
     grid[0][0].set_title("hint", fontsize=8)
     return figure, common.labelled(data)
