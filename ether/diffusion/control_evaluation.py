@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ether.diffusion.control_judges import ControlJudges
+from ether.diffusion.control_judges import ControlJudges, judged
 from ether.diffusion.evaluation import Drift
 from ether.diffusion.sampler import Sampler
 from ether.diffusion.signal import ControlledUNet, controlled_pictures
@@ -28,7 +28,7 @@ def hint_scores(
     """How well images agree with the signals that they were to follow, in percent but for the distance.
 
     Args:
-        images: (N, 3, H, W) in [0, 1].
+        images: (N, 3, H, W), uint8, or in [0, 1].
         targets: N targets of `ether.diffusion.control_data.ControlPairs`.
         task: semantic | edges | landmarks.
         judges: read the images.
@@ -45,16 +45,17 @@ def hint_scores(
     if task == "semantic":
         assert judges.segmenter is not None
         scores = SegmentationScores(len(names))
-        scores.update(judges.segmenter(images), torch.stack(list(targets)))
+        scores.update(judged(judges.segmenter, images), torch.stack(list(targets)))
         whole = scores.compute()
         by_class = {f"iou {name}": 100 * iou for name, iou in zip(names, whole.class_iou, strict=True) if not math.isnan(iou)}
         return {"score": 100 * whole.miou, "miou": 100 * whole.miou, "accuracy": 100 * whole.accuracy, **by_class}
     if task == "edges":
-        shown = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
+        shown = pixels.permute(0, 2, 3, 1).cpu().numpy()
         found = edge_scores(torch.stack([torch.from_numpy(edge_map(image)) for image in shown]), torch.stack(list(targets)))
         return {"score": 100 * found["f1"], "edge_iou": 100 * found["iou"], "edge_f1": 100 * found["f1"]}
     assert judges.landmarks is not None
-    places = judges.landmarks(images)
+    places = judged(judges.landmarks, images)
     if places.shape[1] != len(targets[0]):
         raise ConfigurationError(
             f"The landmark detector finds {places.shape[1]} landmarks, and the data have {len(targets[0])}: change "
@@ -80,7 +81,7 @@ class ControlEvaluation:
         task: its kind.
         judges: of the task.
         names: of the classes, for semantic maps.
-        frechet: compares images with real ones.
+        frechet: compares images, uint8, with real ones.
         between: number of examples within the training.
         guided: see `ControlledUNet.given`.
     """
@@ -128,11 +129,10 @@ class ControlEvaluation:
 
     def measure(self, pictures: torch.Tensor) -> Mapping[str, dict[str, float]]:
         """{split: {metric: value}} of images from `generate`."""
-        images = pictures.float() / 255
-        values = {"progress": self._scores(images[: self.between])}
+        values = {"progress": self._scores(pictures[: self.between])}
         if self.whole:
-            distance = self.frechet.score(images)
-            values["validation"] = self._scores(images) | {
+            distance = self.frechet.score(pictures)
+            values["validation"] = self._scores(pictures) | {
                 "fid": distance.distance,
                 "fid_bias": distance.bias,
                 "fid_bias_deviation": distance.bias_deviation,
@@ -143,7 +143,7 @@ class ControlEvaluation:
 
     def measure_real(self) -> dict[str, float]:
         """The scores of the real images in place of generated ones: the ceiling of the judge."""
-        return self._scores(self.real.float() / 255)
+        return self._scores(self.real)
 
     def geometry(self, model: nn.Module) -> dict[str, float]:
         """See `ether.measures.geometry.summary`; empty if a transformation of the model is singular."""

@@ -24,11 +24,12 @@ from ether.measures.frechet import Features
 from ether.preprocessing import of_checkpoint
 from ether.silence import quiet
 
-__all__ = ["FACE_ALIGNMENT", "INCEPTION", "ControlJudges", "check_control_judges", "shared_control_judges"]
+__all__ = ["FACE_ALIGNMENT", "INCEPTION", "ControlJudges", "check_control_judges", "judged", "shared_control_judges"]
 
 INCEPTION, FACE_ALIGNMENT = "inception", "face-alignment"  # judges that are libraries
 SIDE = 512  # of a segmenter's input, if its preprocessor_config.json contains none
 PART = 16  # images judged together
+GIVEN = 64  # images given to a judge together
 
 Segmenter = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) in [0, 1] -> (N, H, W) classes
 Detector = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) in [0, 1] -> (N, L, 2) pixels, NaN where no face is found
@@ -41,6 +42,12 @@ class ControlJudges:
     features: Features  # of FID
     segmenter: Segmenter | None = None
     landmarks: Detector | None = None
+
+
+def judged(judge: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """A judge's result for images (N, 3, H, W), uint8, or in [0, 1]; few of them at a time are in floating point."""
+    parts = images.split(GIVEN)
+    return torch.cat([judge(part.float() / 255 if part.dtype == torch.uint8 else part).cpu() for part in parts])
 
 
 def _need(package: str, judge: str, role: str) -> None:

@@ -61,7 +61,7 @@ from ether.config import RunSpec
 from ether.diffusion import control_data
 from ether.diffusion.control_evaluation import ControlEvaluation
 from ether.diffusion.control_examples import EncodedExamples
-from ether.diffusion.control_judges import check_control_judges, shared_control_judges
+from ether.diffusion.control_judges import check_control_judges, judged, shared_control_judges
 from ether.diffusion.evaluation import EvaluationCallback
 from ether.diffusion.losses import ControlLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, load_pipeline
@@ -325,14 +325,14 @@ def _shared(key: str, source: hub.Source, results: Path, device: str) -> _Shared
     judges = shared_control_judges(settings["judges"], task, resources, results, device)
     spare = min(len(train), 2 * len(validation))  # real images for the bias of the Fréchet distance
     images = [_images(Subset(examples, range(count))) for examples, count in ((validation, len(validation)), (train, spare))]
-    frechet = FrechetJudge(judges.features, images[0], images[1] if spare >= len(validation) else None)
+    frechet = FrechetJudge(functools.partial(judged, judges.features), images[0], images[1] if spare >= len(validation) else None)
     fingerprint = control_data.fingerprint([*found["train_split"], *found["evaluation_split"]])
     return _Shared(train, validation, known.names if known else (), judges, frechet, fingerprint)
 
 
 def _images(examples: Any) -> torch.Tensor:
-    """(N, 3, H, W) in [0, 1]."""
-    return torch.stack([examples[index]["image"] for index in range(len(examples))]).float() / 255
+    """(N, 3, H, W), uint8."""
+    return torch.stack([examples[index]["image"] for index in range(len(examples))])
 
 
 EXPERIMENT = Control()
