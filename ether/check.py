@@ -115,7 +115,7 @@ def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) ->
             raise ConfigurationError(f"{where}: the method cannot be applied to the model: {again}") from again
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
-    if count == 0 and spec.adapt["kind"] != "none":
+    if count == 0 and spec.adapt["kind"] not in ("none", "frozen"):
         raise ConfigurationError(f"{where}: the method has no trainable parameters. Check `adapt` in the method's file.")
 
 

@@ -7,6 +7,7 @@ implementation of methods and experiments, and no other module depends on the na
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ __all__ = [
     "RunSpec",
     "Scale",
     "chosen_methods",
+    "drawn",
     "exhibits",
     "experiments",
     "hyperparameters",
@@ -53,6 +55,7 @@ _SELECTION = (
     "training",
     "learning_rates",
     "rate_factors",
+    "search",
     "seeds",
     "like",
     "protocol",
@@ -256,7 +259,7 @@ def _eligible(settings: Mapping[str, Any], experiment: str) -> dict[str, dict[st
     """The methods with hyperparameters for an experiment: a section `default`, or a section that the scale names."""
     sections = {"default", *settings["hyperparameters"]}
     trained_as = _trained_as(settings, experiment)
-    swept = {"learning_rates", "rate_factors"} & set(settings[experiment])
+    swept = {"learning_rates", "rate_factors", "search"} & set(settings[experiment])
     return {
         key: method
         for key, method in methods().items()
@@ -356,17 +359,12 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
     found = []
     for stem, entry in chosen_methods(scale, experiment).items():
         for task in section["tasks"]:
-            values = hyperparameters(scale, experiment, entry, task)
-            adapt = entry["adapt"]
-            if config := values.pop("config", None):
-                adapt = overlay(adapt, {"config": config})
-            trains = adapt["kind"] != "none"  # without training, results do not depend on learning rate and seed
-            rates: list[tuple[float | None, float | None]] = [(values.get("learning_rate"), None)]
-            if trains and "learning_rates" in section:
-                rates = [(rate, None) for rate in section["learning_rates"]]
-            if trains and "rate_factors" in section:
-                rates = [(float(f"{f * values['learning_rate']:.6g}"), float(f)) for f in section["rate_factors"]]
-            for rate, factor in rates:
+            given = hyperparameters(scale, experiment, entry, task)
+            trains = entry["adapt"]["kind"] != "none"  # without training, results do not depend on learning rate and seed
+            for changed, factor in _variants(section if trains else {}, given):
+                values, adapt = overlay(given, changed), entry["adapt"]
+                if config := values.pop("config", None):
+                    adapt = overlay(adapt, {"config": config})
                 for seed in seeds if trains else seeds[:1]:
                     found.append(
                         RunSpec(
@@ -377,13 +375,35 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
                             task=task,
                             seed=seed,
                             adapt=adapt,
-                            hyperparameters=values | {"learning_rate": rate},
+                            hyperparameters=values,
                             settings=settings,
                             resources=scale.resources,
                             rate_factor=factor,
                         )
                     )
     return found
+
+
+def _variants(section: Mapping[str, Any], values: Mapping[str, Any]) -> list[tuple[dict[str, Any], float | None]]:
+    """The hyperparameters that the runs of a method change, and the factor of its learning rate where it is one."""
+    if "search" in section:
+        return [(changed, None) for changed in drawn(section["search"])]
+    if "rate_factors" in section:
+        return [({"learning_rate": float(f"{f * values['learning_rate']:.6g}")}, float(f)) for f in section["rate_factors"]]
+    return [({"learning_rate": rate}, None) for rate in section.get("learning_rates", [values.get("learning_rate")])]
+
+
+def drawn(search: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The combinations of a random search: different ones, drawn from all with equal probabilities.
+
+    Args:
+        search: ``choices``, a list of lists of hyperparameters, one of each of which a combination has; ``draws`` and ``seed``.
+    """
+    every: list[dict[str, Any]] = [{}]
+    for choices in search["choices"]:
+        every = [overlay(before, choice) for before in every for choice in choices]
+    chosen = random.Random(search["seed"]).sample(range(len(every)), min(search["draws"], len(every)))
+    return [every[number] for number in chosen]
 
 
 def jobs(scale: Scale, experiment: str) -> dict[str, Job]:

@@ -98,7 +98,7 @@ def test_a_map_at_its_own_size_is_unchanged(tmp_path: Path) -> None:
 
 def test_incomplete_data_are_named(ade: Path, tmp_path: Path) -> None:
     missing = MissingResourceError
-    with pytest.raises(missing, match=r"neither images/testing.*captions_testing\.jsonl"):
+    with pytest.raises(missing, match=r"images/testing.*captions_testing\.jsonl"):
         control_data.pairs(ade, "testing")
     with pytest.raises(missing, match="'semantic'"):
         ControlPairs([control_data.Pair(ade / "x.jpg", None, "")], "semantic", 8, THREE)

@@ -15,6 +15,7 @@ from ether.errors import ConfigurationError
 from ether.worlds import __main__ as command
 
 SMALL: dict[str, dict[str, Any]] = {
+    "control": {"seed": 1, "tasks": ["semantic", "edges"], "sizes": {"train": 3, "tuning": 2, "validation": 2}},
     "facts": {"seed": 1, "world_seed": 2, "sizes": {"alpaca/train": 50}},
     "language": {"seed": 1, "sizes": {"train": 8, "validation": 4, "tuning": 4}},
     "pictures": {"seed": 1, "images": 2, "subjects": 3},

@@ -6,6 +6,8 @@ import math
 
 import pandas as pd
 
+from ether.analysis.intervals import mean_interval
+
 # A learning rate counts as near-optimal if its score is at least this fraction of the best score.
 KEPT = 0.9
 
@@ -72,3 +74,65 @@ def _width(scores: pd.Series, best: float) -> float:
     while high < len(scores) - 1 and good.iloc[high + 1]:
         high += 1
     return math.log10(scores.index[high] / scores.index[low])
+
+
+def per_seed(grid: pd.DataFrame) -> pd.DataFrame:
+    """The sensitivity of each method to the learning rate in each seed of a grid.
+
+    Args:
+        grid: as for `choose`.
+
+    Returns:
+        One row per method and seed: method, seed,
+
+        width      orders of magnitude of the range around the best rate in which scores are at least ``KEPT`` times the best
+                   score; its ends are interpolated between the rates of the grid, linearly in their logarithm
+        peak       the highest score
+        worst      the lowest score
+        highest    the score at the highest rate
+    """
+    rows = []
+    for (method, seed), of_run in grid[grid["learning_rate"].notna()].groupby(["method", "seed"], sort=False):
+        by_task = of_run.groupby(["learning_rate", "task"])["value"].apply(_mean_of_all)
+        scores = by_task.groupby("learning_rate").apply(_mean_of_all).sort_index()
+        if len(scores.dropna()):
+            rows.append((method, seed, _interpolated_width(scores), scores.max(), scores.min(), scores.iloc[-1]))
+    return pd.DataFrame(rows, columns=["method", "seed", "width", "peak", "worst", "highest"])
+
+
+def _interpolated_width(scores: pd.Series) -> float:
+    """`_width` with ends between the rates of the grid."""
+    places = [math.log10(rate) for rate in scores.index]
+    best = list(scores.index).index(scores.idxmax())
+    bound = KEPT * scores.iloc[best] if scores.iloc[best] > 0 else scores.iloc[best]
+    ends = []
+    for step in (-1, 1):
+        at = best
+        while 0 <= at + step < len(scores) and scores.iloc[at + step] >= bound:
+            at += step
+        end, beyond = places[at], at + step
+        if 0 <= beyond < len(scores) and not math.isnan(scores.iloc[beyond]):
+            share = (scores.iloc[at] - bound) / (scores.iloc[at] - scores.iloc[beyond])
+            end += share * (places[beyond] - places[at])
+        ends.append(end)
+    return float(ends[1] - ends[0])
+
+
+def robustness(grid: pd.DataFrame) -> pd.DataFrame:
+    """How robust each method is to the learning rate, over seeds.
+
+    A wide range alone is no merit: a method that is bad at all rates has one. So the peak and the worst score are given, too.
+
+    Args:
+        grid: as for `choose`.
+
+    Returns:
+        One row per method and measure (width, peak, worst of `per_seed`): method, measure, and the mean over seeds with its
+        95 % interval (low, high) and their number n.
+    """
+    found, rows = per_seed(grid), []
+    for method, of_method in found.groupby("method", sort=False):
+        for measure in ("width", "peak", "worst"):
+            interval = mean_interval(of_method[measure].dropna().tolist())
+            rows.append((method, measure, interval.mean, interval.low, interval.high, interval.n))
+    return pd.DataFrame(rows, columns=["method", "measure", "mean", "low", "high", "n"])

@@ -1,13 +1,17 @@
 """Data sets of controllable generation: pictures with captions and annotations, as pairs of files.
 
-Two layouts are read:
+Three layouts are read:
 
 - ADEChallengeData2016's, in which files are matched by their names. Its captions are a file of their own, since ADE20K has none::
 
     images/{training,validation}/ADE_train_00000001.jpg ...
     annotations/{training,validation}/ADE_train_00000001.png ...
 
-- a listed one, whose lines name image, annotation and caption; that of the control world (`ether.worlds.control`) is such::
+- one file for each split with the pictures in it, as the hub has it and the control world (`ether.worlds.control`) writes it::
+
+    <split>.parquet, with the columns image, annotation, caption, and landmarks
+
+- a listed one, whose lines name image, annotation and caption::
 
     captions_<split>.jsonl, or pairs.jsonl for a data set of one split
     {"image": "images/a.jpg", "annotation": "annotations/a.png", "caption": "a bedroom"}
@@ -24,6 +28,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,9 +44,23 @@ from torch.utils.data import Dataset
 from ether.diffusion.dataset import PICTURES
 from ether.errors import ConfigurationError, MissingResourceError, one_of
 from ether.measures.segmentation import IGNORED
+from ether.results import digest
 from ether.worlds import control
 
-__all__ = ["ADE_CLASSES", "Classes", "ControlPairs", "Pair", "ade_pairs", "caption_lines", "classes", "listed_pairs", "pairs"]
+__all__ = [
+    "ADE_CLASSES",
+    "Classes",
+    "ControlPairs",
+    "Pair",
+    "Stored",
+    "ade_pairs",
+    "caption_lines",
+    "classes",
+    "fingerprint",
+    "listed_pairs",
+    "pairs",
+    "stored_pairs",
+]
 
 ADE_CLASSES = 150
 FOLDERS = {"train": "training"}  # the splits of ADEChallengeData2016 that have another name there
@@ -50,11 +70,22 @@ FOLDERS = {"train": "training"}  # the splits of ADEChallengeData2016 that have 
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """An example: files, caption, and landmarks (x, y) in pixels of the file if they are known."""
+class Stored:
+    """A picture in a file of many: its name, for messages, and the bytes of an image file."""
 
-    image: Path
-    annotation: Path | None
+    name: str
+    content: bytes = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An example: pictures, caption, and landmarks (x, y) in pixels of the picture if they are known."""
+
+    image: Path | Stored
+    annotation: Path | Stored | None
     caption: str
     landmarks: tuple[tuple[float, float], ...] | None = None
 
@@ -154,31 +185,74 @@ def listed_pairs(file: Path) -> list[Pair]:
     return found
 
 
+def stored_pairs(file: Path) -> list[Pair]:
+    """The pairs of a Parquet file with pictures in its columns ``image`` and perhaps ``annotation``, in its order.
+
+    Raises:
+        MissingResourceError: the file cannot be read, or a column is missing.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    def stored(value: Any, column: str, number: int) -> Stored:
+        content = value["bytes"] if isinstance(value, Mapping) else value
+        return Stored(f"{column} {number} of {file}", bytes(content))
+
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        return [
+            Pair(
+                stored(row["image"], "image", number),
+                None if row.get("annotation") is None else stored(row["annotation"], "annotation", number),
+                _caption(row, file),
+                None if row.get("landmarks") is None else tuple((float(x), float(y)) for x, y in row["landmarks"]),
+            )
+            for number, row in enumerate(rows)
+        ]
+    except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
+        raise MissingResourceError(
+            f"{file} cannot be read as pictures with captions: {type(error).__name__}: {error}. Restore it."
+        ) from error
+
+
 def pairs(folder: Path, split: str, captions: Path | None = None) -> list[Pair]:
     """The pairs of a split in whichever layout the folder has. A ``pairs.jsonl`` has no splits: it is read for each of them.
 
     Args:
         folder: of the data set.
         split: name of the split.
-        captions: the file of captions of a data set in ADEChallengeData2016's layout; by default the folder's
-            ``captions_<split>.jsonl``.
+        captions: the file of captions of a data set in ADEChallengeData2016's layout, by default the folder's
+            ``captions_<split>.jsonl``; of a data set without this layout, the file that lists its pairs.
 
     Raises:
-        MissingResourceError: the folder has neither layout, or is incomplete.
+        MissingResourceError: the folder has none of the layouts, or is incomplete.
     """
+    if (stored := folder / f"{split}.parquet").is_file():
+        return stored_pairs(stored)
     by_split = folder / f"captions_{split}.jsonl"
     if (folder / "images" / FOLDERS.get(split, split)).is_dir():
         file = captions or by_split
         if captions is None and file.is_file() and "annotation" in _lines(file)[0]:
             return listed_pairs(file)
         return ade_pairs(folder, split, file)
-    for file in (by_split, folder / "pairs.jsonl"):
+    for file in (captions or by_split, folder / "pairs.jsonl"):
         if file.is_file():
             return listed_pairs(file)
     raise MissingResourceError(
-        f"{folder} has no pictures of the split {split!r}: neither images/{FOLDERS.get(split, split)} as ADEChallengeData2016, "
-        f"nor {by_split.name}, nor pairs.jsonl."
+        f"{folder} has no pictures of the split {split!r}: neither {split}.parquet, nor images/{FOLDERS.get(split, split)} as "
+        f"ADEChallengeData2016, nor {by_split.name}, nor pairs.jsonl."
     )
+
+
+def fingerprint(examples: Sequence[Pair]) -> str:
+    """Identifies the contents of examples: of their captions and pictures, those in files of their own by name and size."""
+
+    def mark(picture: Path | Stored | None) -> Any:
+        if isinstance(picture, Stored):
+            return hashlib.sha256(picture.content).hexdigest()
+        return None if picture is None else [picture.name, picture.stat().st_size]
+
+    return digest([[mark(pair.image), mark(pair.annotation), pair.caption, pair.landmarks] for pair in examples], 32)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------
@@ -326,7 +400,7 @@ class ControlPairs(Dataset):
     def _square(self, image: Image.Image, resampling: Image.Resampling) -> NDArray[np.uint8]:
         return np.array(ImageOps.fit(image, (self.size, self.size), resampling), dtype=np.uint8)
 
-    def _labels(self, annotation: Image.Image, file: Path) -> NDArray[np.uint8]:
+    def _labels(self, annotation: Image.Image, file: Path | Stored) -> NDArray[np.uint8]:
         """The classes of an annotation, counted from 0."""
         assert self.known is not None
         values = np.asarray(annotation)
@@ -344,9 +418,9 @@ class ControlPairs(Dataset):
         return (torch.tensor(pair.landmarks) - offset) * (self.size / side)
 
 
-def _open(file: Path) -> Image.Image:
+def _open(file: Path | Stored) -> Image.Image:
     try:
-        with Image.open(file) as opened:
+        with Image.open(io.BytesIO(file.content) if isinstance(file, Stored) else file) as opened:
             opened.load()
             return opened.copy()
     except OSError as error:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import transformers
@@ -143,6 +144,21 @@ def attribute_shares(readings: Sequence[Mapping[str, str]], numbers: Sequence[in
     return {key: sum(values) / len(values) for key, values in sorted(correct.items())}
 
 
+class Evaluating(Protocol):
+    """What an `EvaluationCallback` evaluates with: an `Evaluation`, or one of another experiment."""
+
+    drift: Drift | None
+
+    def generate(self) -> torch.Tensor:
+        """Images (N, 3, H, W), uint8; raises a FloatingPointError if the model's output is not finite."""
+
+    def measure(self, pictures: torch.Tensor) -> Mapping[str, dict[str, float]]:
+        """{split: {metric: value}} of images from `generate`."""
+
+    def geometry(self, model: nn.Module) -> dict[str, float]:
+        """See `ether.measures.geometry.summary`."""
+
+
 class EvaluationCallback(transformers.TrainerCallback):
     """Evaluates at regular intervals and stores the values of each step in a file, so that a run can be resumed.
 
@@ -157,7 +173,7 @@ class EvaluationCallback(transformers.TrainerCallback):
         folder: the folder of the files.
     """
 
-    def __init__(self, evaluation: Evaluation, model: nn.Module, every: int, checkpoint: int | None, folder: Path) -> None:
+    def __init__(self, evaluation: Evaluating, model: nn.Module, every: int, checkpoint: int | None, folder: Path) -> None:
         self.evaluation, self.model, self.every, self.checkpoint = evaluation, model, every, checkpoint
         self.folder = folder
         self.pictures: torch.Tensor | None = None  # of the last evaluation

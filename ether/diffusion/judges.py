@@ -23,7 +23,7 @@ from ether.measures.images import (
     ViTDistance,
     need_torchvision,
 )
-from ether.preprocessing import of_checkpoint
+from ether.preprocessing import Preprocessing, of_checkpoint
 from ether.silence import quiet
 
 Reader = Callable[[torch.Tensor], list[dict[str, str]]]  # (N, 3, H, W) in [0, 1] -> predicted attributes of each image
@@ -68,41 +68,60 @@ def load_judges(judges: Mapping[str, Any], resources: Mapping[str, Any], results
     import transformers
 
     check_judges(judges, resources, results)
-    loaded: dict[str, Any] = {}
-    with quiet(), torch.random.fork_rng(devices=[]):  # initialising a missing head must not advance the run's generator
-        loaders: dict[str, Any] = {"dino": transformers.AutoModel, "clip": transformers.CLIPModel}
-        for role in ROLES:
-            source = hub.model_source(judges[role], resources, results)
-            setting, subfolder = _setting(role), judges[role].get("subfolder") or ""
-            location: dict[str, Any] = {"subfolder": subfolder, **source.pin}
-            with hub.explained(source, "model", setting):
-                loaded[role] = (
-                    loaders[role]
-                    .from_pretrained(
-                        source.location,
-                        dtype=torch.float32,
-                        use_safetensors=source.safetensors(judges[role]),
-                        **location,
-                    )
-                    .to(device)
-                )
-                if role == "clip":
-                    loaded["tokenizer"] = transformers.AutoTokenizer.from_pretrained(source.location, **location)
-            config = loaded[role].config
-            side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-            convolutional = role == "dino" and hasattr(config, "hidden_sizes") and hasattr(config, "depths")
-            if not isinstance(side, int) and not convolutional:
-                raise ConfigurationError(
-                    f"The configuration of the model {source.name!r} has no image size: `{setting}` must be a vision "
-                    "transformer with a class token (ViT, DINO, DINOv2), a convolutional network with a pooled output (RegNet, "
-                    "ResNet) or, for clip, a CLIP model."
-                )
-            loaded[f"{role}_prepare"] = of_checkpoint(source, side or CONVOLUTIONAL_SIDE, setting, subfolder)
-            loaded[f"{role}_name"] = "/".join(filter(None, (source.name, subfolder)))
-    dino = VisionJudge(loaded["dino"], loaded["dino_prepare"], loaded["dino_name"])
-    clip = ClipJudge(loaded["clip"], loaded["tokenizer"], loaded["clip_prepare"], loaded["clip_name"])
+    dino_source, clip_source = (hub.model_source(judges[role], resources, results) for role in ROLES)
+    dino = load_vision_judge(dino_source, judges["dino"], _setting("dino"), device)
+    model, prepare, location = _loaded(clip_source, judges["clip"], transformers.CLIPModel, _setting("clip"), device)
+    with quiet(), hub.explained(clip_source, "model", _setting("clip")):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(clip_source.location, **location)
+    clip = ClipJudge(model, tokenizer, prepare, _name(clip_source, judges["clip"]))
     distance: PerceptualDistance = AlexDistance(device) if judges["lpips"] == "alex" else ViTDistance(dino)
     return Judges(dino, clip, distance, LPIPS_NETWORKS[judges["lpips"]])
+
+
+def load_vision_judge(source: hub.Source, settings: Mapping[str, Any], setting: str, device: str) -> VisionJudge:
+    """A vision model that gives features of images.
+
+    Args:
+        source: location of the model.
+        settings: ``weights`` and ``subfolder`` (see `load_judges`).
+        setting: the key of the scale that names the model, for messages.
+        device: cpu | cuda.
+
+    Raises:
+        MissingResourceError: the model cannot be loaded.
+        ConfigurationError: a checkpoint without patches or without a class token.
+    """
+    import transformers
+
+    model, prepare, _ = _loaded(source, settings, transformers.AutoModel, setting, device)
+    return VisionJudge(model, prepare, _name(source, settings))
+
+
+def _name(source: hub.Source, settings: Mapping[str, Any]) -> str:
+    return "/".join(filter(None, (source.name, settings.get("subfolder") or "")))
+
+
+def _loaded(
+    source: hub.Source, settings: Mapping[str, Any], loader: Any, setting: str, device: str
+) -> tuple[Any, Preprocessing, dict[str, Any]]:
+    """A judge model, its preprocessing, and the arguments that locate its other files."""
+    subfolder = settings.get("subfolder") or ""
+    location: dict[str, Any] = {"subfolder": subfolder, **source.pin}
+    # Initialising a missing head must not advance the run's generator.
+    with quiet(), torch.random.fork_rng(devices=[]), hub.explained(source, "model", setting):
+        model = loader.from_pretrained(
+            source.location, dtype=torch.float32, use_safetensors=source.safetensors(settings), **location
+        ).to(device)
+    config = model.config
+    side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
+    convolutional = hasattr(config, "hidden_sizes") and hasattr(config, "depths")
+    if not isinstance(side, int) and not convolutional:
+        raise ConfigurationError(
+            f"The configuration of the model {source.name!r} has no image size: `{setting}` must be a vision transformer with a "
+            "class token (ViT, DINO, DINOv2), a convolutional network with a pooled output (RegNet, ResNet) or, for clip, a "
+            "CLIP model."
+        )
+    return model, of_checkpoint(source, side or CONVOLUTIONAL_SIDE, setting, subfolder), location
 
 
 def load_reader(reader: Mapping[str, Any] | None, resources: Mapping[str, Any], results: Path) -> Reader | None:

@@ -41,6 +41,35 @@ def contact_sheet(pictures: torch.Tensor, labels: Sequence[str], columns: int) -
     return sheet
 
 
+def save_controlled(
+    folder: Path,
+    pictures: torch.Tensor,
+    hints: torch.Tensor,
+    real: torch.Tensor,
+    texts: Sequence[str],
+    run_info: Mapping[str, Any],
+) -> None:
+    """Writes each hint, real image and generated image, all (N, 3, H, W), uint8, a contact sheet of the three columns, and then
+    ``samples.json``, whose images have the keys ``file``, ``hint``, ``real``, ``prompt`` and ``half`` (report).
+
+    Args:
+        folder: output folder.
+        pictures, hints, real: the images.
+        texts: N prompts.
+        run_info: further entries of ``samples.json``.
+    """
+    files = []
+    for number, (text, *shown) in enumerate(zip(texts, pictures, hints, real, strict=True)):
+        names = {kind: f"{number:02d}{ending}.png" for kind, ending in (("file", ""), ("hint", "-hint"), ("real", "-real"))}
+        files.append({**names, "prompt": text, "half": "report"})
+        for name, picture in zip(names.values(), shown, strict=True):
+            save_picture(picture, folder / name)
+    rows = torch.stack([hints, real, pictures], dim=1).flatten(0, 1)
+    with atomic(folder / "sheet.png") as temporary:
+        contact_sheet(rows, texts, 3).save(temporary, format="PNG")
+    write_text(json.dumps({**run_info, "images": files}, indent=2) + "\n", folder / "samples.json")
+
+
 def save_samples(folder: Path, pictures: torch.Tensor, prompts: Sequence[Prompt], each: int, run_info: Mapping[str, Any]) -> None:
     """Writes one PNG for each image (N, 3, H, W), uint8, the contact sheet, and then ``samples.json``.
 

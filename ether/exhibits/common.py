@@ -12,6 +12,7 @@ from ether.analysis import cells, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
 from ether.config import Scale
+from ether.errors import MissingResourceError
 from ether.paper.published import Column, PublishedTable
 
 # Columns of the evidence for claims: one row per run and metric.
@@ -33,9 +34,11 @@ def metric_columns(paper: PublishedTable) -> dict[str, Column]:
     return {column.metric: column for column in (*paper.columns, *paper.beside) if column.metric}
 
 
-def last_values(scale: Scale, experiment: str, split: str, metrics: Iterable[str], select: str = "last") -> pd.DataFrame:
+def last_values(
+    scale: Scale, experiment: str, split: str, metrics: Iterable[str], select: str = "last", or_published: bool = False
+) -> pd.DataFrame:
     """The values of an experiment's runs in a split, as returned by `runs.measured`, without metrics that no run has."""
-    found = runs.measured(scale, experiment, split, list(metrics), select=select)
+    found = runs.measured(scale, experiment, split, list(metrics), or_published, select)
     return found[found["metric"].isin(found.dropna(subset="value")["metric"])]
 
 
@@ -134,3 +137,42 @@ def configured_rates(scale: Scale, experiment: str) -> dict[str, float]:
     whole = config.load(scale.name)  # without the command line's selection of methods and tasks
     trained = config.runs(whole, whole.experiment(experiment)["like"])
     return {run.method: run.hyperparameters["learning_rate"] for run in trained if run.adapt["kind"] != "none"}
+
+
+def present(scale: Scale, names: Iterable[str]) -> list[str]:
+    """The experiments of a list that the scale has and that have been run, here or in the committed results."""
+    found = []
+    for name in names:
+        if name in scale.experiments():
+            try:
+                runs.read(scale, name, or_published=True)
+            except MissingResourceError:
+                continue
+            found.append(name)
+    return found
+
+
+def caption(exhibit: str, scale: Scale, tasks: str = "subjects") -> str:
+    """Tasks, seeds, training and sampling of a figure of generated images, as one paragraph.
+
+    Args:
+        exhibit: its id.
+        scale: the scale of the runs.
+        tasks: what a task is called.
+    """
+    experiments = config.exhibits()[exhibit].experiments
+    parts = []
+    for experiment in experiments:
+        of_runs, _ = runs.read(scale, experiment)
+        training = scale.experiment(experiment)["training"]
+        length = f"{training['max_steps']} steps" if training.get("max_steps") else f"{training['epochs']} epochs"
+        steps = f"{length} of batch {training['batch_size']}"
+        names, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
+        name = f"{experiment}: " if len(experiments) > 1 else ""
+        trained = steps if of_runs["steps"].max() else "nothing is trained"
+        parts.append(f"{name}{tasks} {names}; seeds {seeds}; {len(of_runs)} runs, {trained}.")
+    sampling = scale.experiment(experiments[0])["sampling"]
+    return (
+        f"{' '.join(parts)} Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and "
+        "starting noise for every run."
+    )

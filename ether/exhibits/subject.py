@@ -1,4 +1,6 @@
-"""Exhibits on subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7 (left), 8 and 9.
+"""Exhibits on subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7, 8 and 9.
+
+The right halves of Table 6 and Figure 7 are of controllable generation; they are shown if its experiments have been run.
 
 Columns of the tables are measured after the last step on all prompts (split `validation`). For columns that end in ", best",
 the evaluation is selected by the score on one half of the prompts, and measured on the other half (split `best`).
@@ -22,6 +24,7 @@ from ether.analysis.separation import separation
 from ether.config import Scale
 from ether.errors import MissingResourceError
 from ether.exhibits import common
+from ether.exhibits.common import caption as caption
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
 from ether.paper.claims.subject import UNCHANGED
@@ -29,6 +32,7 @@ from ether.paper.claims.subject import UNCHANGED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CONTROL, CONTROL_RATES = "control", "control_rates"  # experiments of the right halves of Table 6 and Figure 7
 LAST, CHOSEN, REAL = "validation", "best", "real"  # splits
 PHOTOGRAPHS = "real-images"  # the row that compares the photographs with one another
 DRIFT = "Drift"  # a column
@@ -39,6 +43,11 @@ METRICS = {
     "he_difference_input": MetricInfo("relative change of energy, input side", format=".1e"),
     "he_difference_output": MetricInfo("relative change of energy, output side", format=".1e"),
     "he_difference_input_equal_rates": MetricInfo("relative change of energy, input side, equal learning rates", format=".1e"),
+    "control_he_difference_input": MetricInfo("relative change of energy, input side, semantic maps", format=".1e"),
+    "control_he_difference_output": MetricInfo("relative change of energy, output side, semantic maps", format=".1e"),
+    "control_he_difference_input_equal_rates": MetricInfo(
+        "relative change of energy, input side, semantic maps, equal learning rates", format=".1e"
+    ),
     "transformation_distance": MetricInfo("‖T − I‖", format=".2f"),
     "weight_distance": MetricInfo("‖W′ − W‖", format=".2f"),
 }
@@ -58,8 +67,14 @@ def _values(exhibit: str, scale: Scale, experiment: str) -> pd.DataFrame:
     """The values of a table's columns after the last step, and those of the photographs if the table has this row."""
     paper = published.load()[exhibit]
     metrics = list(common.metric_columns(paper))
-    found = common.last_values(scale, experiment, LAST, metrics)
+    found = common.last_values(scale, experiment, LAST, metrics, or_published=experiment == CONTROL)
     return pd.concat([_photographs(scale, experiment, metrics), found]) if PHOTOGRAPHS in paper.references else found
+
+
+def _experiments(exhibit: str, scale: Scale) -> list[str]:
+    """The experiments whose columns a table has: those that it requires, and `CONTROL` if it has been run."""
+    entry = config.exhibits()[exhibit]
+    return [*entry.experiments, *common.present(scale, [name for name in entry.optional if name == CONTROL])]
 
 
 def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
@@ -71,7 +86,7 @@ def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
         only_printed: only the paper's rows, or every method of the experiments that the table prints.
     """
     paper = published.load()[exhibit]
-    experiments = config.exhibits()[exhibit].experiments
+    experiments = _experiments(exhibit, scale)
     methods = {
         stem: method
         for experiment in experiments
@@ -86,7 +101,7 @@ def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
         rows = {stem: paper.label(stem) for stem in (*paper.references, *methods)}
         unit = common.unit_of(experiment)
         cells += common.measured_cells(paper, rows, _values(exhibit, scale, experiment), unit, scale)
-        chosen = common.last_values(scale, experiment, CHOSEN, columns.values())
+        chosen = common.last_values(scale, experiment, CHOSEN, columns.values(), or_published=experiment == CONTROL)
         rows = {stem: paper.label(stem) for stem in methods}
         cells += common.measured_cells(paper, rows, chosen, unit, scale, published.BEST)
     cells = [_by_definition(cell) if cell.column == DRIFT and cell.method not in trained else cell for cell in cells]
@@ -166,41 +181,31 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
     Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
     rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`; the same with the suffix
-    `_equal_rates` are of the grid's runs at `equal_rate`.
+    `_equal_rates` are of the grid's runs at `equal_rate`, and with the prefix `control_` of controllable generation.
     """
     if exhibit == "figure4":
         values = common.last_values(scale, "subject_rates", "geometry", PANELS)
         highest = values.groupby("method")["learning_rate"].transform("max")
         return common.evidence_of(values[values["learning_rate"] == highest])
     if exhibit == "figure7":
-        energies = _energies(scale)
-        equal = energies["rates"] == EQUAL
-        energies.loc[equal, "metric"] += "_equal_rates"
-        return common.evidence_of(energies)
-    frames = [_values(exhibit, scale, experiment) for experiment in config.exhibits()[exhibit].experiments]
-    return common.evidence_of(pd.concat(frames, ignore_index=True))
+        return pd.concat([_energy_evidence(scale, half) for half in _halves(scale)], ignore_index=True)
+    frames = [
+        common.evidence_of(_values(exhibit, scale, experiment)).assign(unit=common.unit_of(experiment))
+        for experiment in _experiments(exhibit, scale)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _energy_evidence(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
+    energies = _energies(scale, half)
+    equal = energies["rates"] == EQUAL
+    energies.loc[equal, "metric"] += "_equal_rates"
+    if half[0] == CONTROL:
+        energies["metric"] = "control_" + energies["metric"]
+    return common.evidence_of(energies).assign(unit=common.unit_of(half[0]))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------
-
-
-def caption(exhibit: str, scale: Scale) -> str:
-    """Subjects, seeds, training and sampling of a figure, as one paragraph."""
-    experiments = config.exhibits()[exhibit].experiments
-    parts = []
-    for experiment in experiments:
-        of_runs, _ = runs.read(scale, experiment)
-        training = scale.experiment(experiment)["training"]
-        steps = f"{training['max_steps']} steps of batch {training['batch_size']}"
-        subjects, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
-        name = f"{experiment}: " if len(experiments) > 1 else ""
-        trained = steps if of_runs["steps"].max() else "nothing is trained"
-        parts.append(f"{name}subjects {subjects}; seeds {seeds}; {len(of_runs)} runs, {trained}.")
-    sampling = scale.experiment(experiments[0])["sampling"]
-    return (
-        f"{' '.join(parts)} Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and "
-        "starting noise for every run."
-    )
 
 
 PANELS = {"transformation_distance": "‖T − I‖, mean over layers and sides", "weight_distance": "‖W′ − W‖, all layers"}
@@ -251,37 +256,53 @@ def equal_rate(values: pd.DataFrame) -> float:
     return float(min(common_rates, key=lambda rate: (round(abs(math.log(rate) - middle), 9), rate)))
 
 
-def _energies(scale: Scale) -> pd.DataFrame:
+def _halves(scale: Scale) -> list[tuple[str, str]]:
+    """The experiments of Figure 7's halves: (at the methods' own learning rates, grid of rates)."""
+    right = common.present(scale, [CONTROL, CONTROL_RATES])
+    return [("subject", "subject_rates"), *([(CONTROL, CONTROL_RATES)] if len(right) == 2 else [])]
+
+
+def _energies(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
     """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`.
 
-    The column `rates` is `OWN` for the methods' own learning rates (the experiment `subject`), and `EQUAL` for the rate that
-    `equal_rate` selects from the grid (`subject_rates`). Models without tuning are left out.
+    The column `rates` is `OWN` for the methods' own learning rates, and `EQUAL` for the rate that `equal_rate` selects from the
+    grid. Models without adapted layers are left out.
     """
     metrics = [f"he_difference_{side}" for side in SIDES]
-    own, grid = (common.last_values(scale, experiment, "geometry", metrics) for experiment in ("subject", "subject_rates"))
+    published_too = half[0] == CONTROL
+    own, grid = (common.last_values(scale, name, "geometry", metrics, or_published=published_too) for name in half)
+    own, grid = (frame[~frame["adapt_kind"].isin(("none", "frozen"))] for frame in (own, grid))
     equal = grid[grid["learning_rate"] == equal_rate(grid[grid["metric"] == metrics[0]])]
     found = pd.concat([own.assign(rates=OWN), equal.assign(rates=EQUAL)], ignore_index=True)
-    return found[found["adapt_kind"] != "none"].assign(value=lambda frame: frame["value"].abs())
+    return found.assign(value=found["value"].abs())
 
 
 def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
-    """Figure 7 (left): the change of the hyperspherical energy by fine-tuning, at each method's rate and at equal rates."""
+    """Figure 7: the change of the hyperspherical energy by fine-tuning, at each method's rate and at equal rates.
+
+    Left: subject-driven generation. Right, if it has been run: semantic map to image.
+    """
     from ether.exhibits.style import GREY, new_figure
 
-    data = common.labelled(_energies(scale).dropna(subset="value"))
-    figure = new_figure(9.8, 7.4)
-    panels = figure.subplots(2, 2, sharey=True)
-    for row, rates in zip(panels, (OWN, EQUAL), strict=True):
-        of_row = data[data["rates"] == rates]
-        for axes, (side, title) in zip(row, SIDES.items(), strict=True):
-            _energy_bars(axes, of_row, f"he_difference_{side}")
-            found = ", ".join(f"{rate:g}" for rate in sorted(of_row["learning_rate"].unique())) or "none"
-            which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
-            axes.set_title(f"{title}\n{which}", fontsize=10)
-        row[0].set_ylabel("relative change of\nhyperspherical energy")
-        edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
-        row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
-    return figure, data
+    halves = _halves(scale)
+    frames = [common.labelled(_energies(scale, half).dropna(subset="value")).assign(experiment=half[0]) for half in halves]
+    figure = new_figure(9.8 * len(halves), 7.4)
+    panels = figure.subplots(2, 2 * len(halves), sharey=True)
+    names = {"subject": "subject-driven generation", CONTROL: "semantic map to image"}
+    for number, (half, of_half) in enumerate(zip(halves, frames, strict=True)):
+        for row, rates in zip(panels[:, 2 * number : 2 * number + 2], (OWN, EQUAL), strict=True):
+            of_row = of_half[of_half["rates"] == rates]
+            for axes, (side, title) in zip(row, SIDES.items(), strict=True):
+                _energy_bars(axes, of_row, f"he_difference_{side}")
+                found = ", ".join(f"{rate:g}" for rate in sorted(of_row["learning_rate"].unique())) or "none"
+                which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
+                where = f"{names[half[0]]}, " if len(halves) > 1 else ""
+                axes.set_title(f"{where}{title}\n{which}", fontsize=10)
+            if number == 0:
+                row[0].set_ylabel("relative change of\nhyperspherical energy")
+            edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
+            row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
+    return figure, pd.concat(frames, ignore_index=True)
 
 
 def _energy_bars(axes: Any, data: pd.DataFrame, metric: str) -> None:

@@ -267,7 +267,7 @@ def count(
         pattern = layer_set_pattern(entry.model_type, set_name)
         config = json.dumps(settings(how), sort_keys=True)
         trained = _peft_count(architecture_name, how["type"], config, pattern, tuple(head.items()))
-    elif how["kind"] in ("full", "none"):
+    elif how["kind"] in ("full", "frozen", "none"):
         trained = by_convention(here, "everything" if how["kind"] == "full" else "nothing")
     else:
 

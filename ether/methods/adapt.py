@@ -1,7 +1,8 @@
 """Adapts a model according to the ``adapt`` section of a method's YAML file.
 
 ``kind: peft`` covers any PEFT type, including ETHER. The other kinds are full fine-tuning, BitFit, the linear probe, the
-bottleneck adapters of `ether.methods.bottleneck`, and ``none``, the unchanged pretrained model.
+bottleneck adapters of `ether.methods.bottleneck`, ``frozen``, where only what an experiment adds to the model is trained (the
+encoder of a control signal), and ``none``, the unchanged pretrained model without training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ether.methods.bottleneck import add_bottlenecks
 from ether.methods.layer_sets import layer_set
 from ether.tuners.layer import EtherLayer
 
-KINDS = ("peft", "full", "bitfit", "linear-probe", "bottleneck", "none")
+KINDS = ("peft", "full", "bitfit", "linear-probe", "bottleneck", "frozen", "none")
 
 # --- PEFT ------------------------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ def adapt(
         add_bottlenecks(model, how, model_type)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".down." in name or ".up." in name)
-    for part in head if kind != "none" else ():
+    for part in head if kind not in ("none", "frozen") else ():
         model.get_submodule(part).requires_grad_(True)
     return model
 

@@ -22,6 +22,7 @@ from ether.errors import one_of
 __all__ = ["WORLDS", "files", "write"]
 
 WORLDS = {  # name: module
+    "control": "ether.worlds.control",
     "facts": "ether.worlds.facts",
     "language": "ether.worlds.language",
     "pictures": "ether.worlds.pictures",

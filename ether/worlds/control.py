@@ -13,12 +13,10 @@ distribution of `ether.worlds.pictures.random_scenes`, so their captions contain
 base model was trained on; the held-out pairs are in no split. A picture belongs to the split that the digest of its pixels
 determines, so no picture is in two splits, whatever their sizes and seeds.
 
-`write` makes a mirror in the manner of ADE20K, for each task::
+`write` makes a hub mirror, with the columns ``image``, ``annotation`` and ``caption``, and ``landmarks`` for their task::
 
-    <root>/datasets/world/control/<task>/images/<split>/00000.png ...
-    <root>/datasets/world/control/<task>/annotations/<split>/00000.png ...
-    <root>/datasets/world/control/<task>/captions_<split>.jsonl       image, annotation, caption; for landmarks their places
-    <root>/datasets/world/control/semantic/classes.csv                number, name and colour of each class
+    <root>/datasets/world/control/<task>/<split>.parquet
+    <root>/datasets/world/control/semantic/classes.csv       number, name and colour of each class
 
 An annotation of ``semantic`` contains the class plus one, since 0 means "no class" in ADE20K; one of ``edges`` is 0 or 255; one
 of ``landmarks`` is the hint. Coordinates are pixels, x to the right and y downwards, with 0 at the outer edge of the first pixel.
@@ -27,7 +25,7 @@ of ``landmarks`` is the hint. Coordinates are pixels, x to the right and y downw
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,16 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ether.errors import ConfigurationError, one_of
-from ether.results import atomic, write_text
+from ether.results import write_parquet, write_text
 from ether.worlds import drawings, pictures
 from ether.worlds.faces import LANDMARKS, random_face
 
 __all__ = [
     "CLASSES", "LINES", "NO_CLASS", "PALETTE", "SIZES", "SPLITS", "TASKS", "Examples", "coloured", "draw_landmarks", "edge_map",
-    "examples", "files", "label_map", "landmarks", "split_of", "write",
+    "examples", "faces", "files", "label_map", "landmarks", "split_of", "write",
 ]  # fmt: skip
 
 Picture = NDArray[np.uint8]
@@ -163,7 +162,7 @@ class Task:
     hint: Callable[[NDArray[Any]], Picture]  # of a target
 
 
-def _faces(seed: int) -> Iterator[pictures.Scene]:
+def faces(seed: int) -> Iterator[pictures.Scene]:
     """An endless stream of scenes of one face."""
     rng, backgrounds = np.random.default_rng([seed, 5]), tuple(pictures.BACKGROUNDS)
     while True:
@@ -177,7 +176,7 @@ def _white(edges: NDArray[np.bool_]) -> Picture:
 
 TASKS: Mapping[str, Task] = {
     "semantic": Task(pictures.random_scenes, lambda scene, _: label_map(scene), coloured),
-    "landmarks": Task(_faces, lambda scene, _: landmarks(scene), draw_landmarks),
+    "landmarks": Task(faces, lambda scene, _: landmarks(scene), draw_landmarks),
     "edges": Task(pictures.random_scenes, lambda _, picture: edge_map(picture), _white),
 }
 
@@ -239,10 +238,6 @@ def _folder(task: str) -> Path:
     return Path("datasets") / "world" / "control" / task
 
 
-def _captions_file(split: str) -> str:
-    return f"captions_{split}.jsonl"
-
-
 CLASSES_FILE = "classes.csv"
 
 
@@ -255,9 +250,7 @@ def files(settings: Mapping[str, Any]) -> list[str]:
     tasks, sizes = _settings(settings)
     found = []
     for task in tasks:
-        for split, size in sizes.items():
-            kinds = [f"{kind}/{split}/{i:05d}.png" for kind in ("images", "annotations") for i in range(size)]
-            found += [_folder(task) / name for name in (*kinds, _captions_file(split))]
+        found += [_folder(task) / f"{split}.parquet" for split in sizes]
         if task == "semantic":
             found.append(_folder(task) / CLASSES_FILE)
     return [path.as_posix() for path in found]
@@ -270,11 +263,13 @@ def _annotation(task: str, target: NDArray[Any], hint: Picture) -> Picture:
     return hint if task == "landmarks" else np.where(target, 255, 0).astype(np.uint8)
 
 
-def _save(picture: Picture, file: Path) -> None:
+def _stored(picture: Picture, number: int) -> dict[str, Any]:
+    """A picture as the hub stores it in a column: the bytes of a PNG file and its name."""
     from PIL import Image  # only writing and drawing need it
 
-    with atomic(file) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": f"{number:05d}.png"}
 
 
 def write(folder: Path, *, seed: int = 0, tasks: Sequence[str] | None = None, sizes: Mapping[str, int] | None = None) -> None:
@@ -295,16 +290,16 @@ def write(folder: Path, *, seed: int = 0, tasks: Sequence[str] | None = None, si
     for task in chosen:
         root = Path(folder) / _folder(task)
         if task == "semantic":
-            rows = [f"{i + 1},{name},{r},{g},{b}" for i, (name, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True))]
-            write_text("\n".join(["idx,name,r,g,b", *rows]) + "\n", root / CLASSES_FILE)
+            table = [f"{i + 1},{name},{r},{g},{b}" for i, (name, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True))]
+            write_text("\n".join(["idx,name,r,g,b", *table]) + "\n", root / CLASSES_FILE)
         for split, count in counts.items():
-            made, lines = examples(task, split, seed, count), []
-            for i, caption in enumerate(made.captions):
-                line: dict[str, Any] = {kind: f"{kind}s/{split}/{i:05d}.png" for kind in ("image", "annotation")}
-                _save(made.images[i], root / line["image"])
-                _save(_annotation(task, made.targets[i], made.hints[i]), root / line["annotation"])
-                line["caption"] = caption
-                if task == "landmarks":
-                    line["landmarks"] = made.targets[i].round(3).tolist()
-                lines.append(json.dumps(line))
-            write_text("\n".join(lines) + "\n", root / _captions_file(split))  # last: with it the split is complete
+            made = examples(task, split, seed, count)
+            shown = [_annotation(task, target, hint) for target, hint in zip(made.targets, made.hints, strict=True)]
+            rows: dict[str, list[Any]] = {
+                "image": [_stored(picture, i) for i, picture in enumerate(made.images)],
+                "annotation": [_stored(picture, i) for i, picture in enumerate(shown)],
+                "caption": made.captions,
+            }
+            if task == "landmarks":
+                rows["landmarks"] = made.targets.round(3).tolist()
+            write_parquet(pd.DataFrame(rows), root / f"{split}.parquet")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ether.paper.deviations import adapter, baselines, computation, counting, subject, text, training, vtab
+from ether.paper.deviations import adapter, baselines, computation, control, counting, subject, text, training, vtab
 from ether.paper.deviations.point import Point
 
 SECTIONS: dict[str, tuple[Callable[[], Point], ...]] = {
     "The adapter": adapter.POINTS,
     "Training": training.POINTS,
     "Subject-driven generation": subject.POINTS,
+    "Controllable generation": control.POINTS,
     "Image classification": vtab.POINTS,
     "Parameters": counting.POINTS,
     "Computation": computation.POINTS,

@@ -30,8 +30,8 @@ def choices() -> Point:
     ]
     return Point(
         "VTAB: what App. E does not state",
-        "Table 12 gives accuracies and parameter counts, and App. E neither splits nor hyperparameters. Accuracies on VTAB depend "
-        "on both, and on how an image is cropped.",
+        "Table 12 gives accuracies and parameter counts, and App. E neither splits nor hyperparameters. Accuracies on VTAB "
+        "depend on both, and on how an image is cropped.",
         table(["open in the paper", "here"], rows),
     )
 
