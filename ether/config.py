@@ -57,6 +57,7 @@ _SELECTION = (
     "like",
     "protocol",
     "select",
+    "memory",
 )
 
 
@@ -303,7 +304,7 @@ class RunSpec:
     adapt: dict[str, Any]
     hyperparameters: dict[str, Any]
     settings: dict[str, Any]  # the experiment's model, data, limits, layers, head
-    resources: dict[str, Any]  # mirror, foundation, device: locations, not part of the run id
+    resources: dict[str, Any]  # mirror, foundation, device, memory: of the machine, not part of the run id
     rate_factor: float | None = None  # learning rate divided by the method's
 
     @property
@@ -379,7 +380,7 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
                             adapt=adapt,
                             hyperparameters=values | {"learning_rate": rate},
                             settings=settings,
-                            resources=scale.resources,
+                            resources=scale.resources | {"memory": section.get("memory")},
                             rate_factor=factor,
                         )
                     )
