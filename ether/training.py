@@ -281,7 +281,7 @@ class DivergenceStop(transformers.TrainerCallback):
 
 
 class Trainer(transformers.Trainer):
-    """transformers' Trainer with batches in parts, and with checkpoints of the trained parameters and all buffers, for every method.
+    """transformers' Trainer with batches in parts; its checkpoints contain the trained parameters and all buffers.
 
     PEFT's checkpoints do not always allow training to resume: AdaLoRA's omit the pruned ranks, so their shapes differ from the
     model's. A checkpoint of the full model would also contain the frozen weights. Buffers are included because a method may
