@@ -258,6 +258,21 @@ def train_and_evaluate(
     return rows, trained
 
 
+def chosen_rows(rows: Rows, last: int) -> Rows:
+    """The rows of the splits `last` and `best`, both over the half that is reported (`report`).
+
+    `last` has the values of the last step, if it has been evaluated; `best` those of the step with the highest score in
+    `selection`, the earliest step in case of ties.
+    """
+    scores = {step: value for step, split, name, value in rows if (split, name) == ("selection", "score")}
+    finite = {step: value for step, value in scores.items() if math.isfinite(value)}
+    chosen: Rows = [(step, "last", name, value) for step, split, name, value in rows if split == "report" and step == last]
+    if finite:
+        best = max(finite, key=lambda step: (finite[step], -step))
+        chosen += [(step, "best", name, value) for step, split, name, value in rows if split == "report" and step == best]
+    return chosen
+
+
 class DivergenceStop(transformers.TrainerCallback):
     """Stops a run whose loss is not finite. The divergence is recorded, because learning-rate sweeps measure it."""
 
