@@ -64,7 +64,7 @@ _SELECTION = (
 _SELECT = {
     "last": "Reported is the last of {} evaluations of a run.",
     "best": "Reported is the best of {} evaluations of a run, which is selected on what it reports.",
-    "half": "Reported is the score on one half of the evaluation split, at the one of {} evaluations with the best score on the other.",
+    "half": "Reported is one half of the evaluation split, at the one of {} evaluations of a run that is best on the other half.",
 }
 
 

@@ -79,12 +79,12 @@ def baselines() -> Point:
         rows.append([config.label(method), *ranges, config.source(scale, "glue", method) or "**not from a paper**"])
     return Point(
         "Hyperparameters of the GLUE baselines",
-        "The paper copies the baselines of Table 4 from the BOFT paper; here they are trained. Learning rates, batch sizes, "
-        "epochs and dropout are those of a paper or of its scripts where these could be found. A range is over the eight tasks. In the "
-        "text of BOFT's Table 7 the epochs of neighbouring tasks run together; they were separated by the rule that a blank "
-        "follows a number of two digits, which leaves one reading. AdaLoRA's scripts have a budget of 0.3M parameters; its ranks "
-        "here are those of the 1.27M of Table 4, and the shares of its phases are this project's. A cell that is not from a "
-        "paper says so in its note.",
+        "The paper copies the baselines of Table 4 from the BOFT paper; here they are trained. Learning rates, batch "
+        "sizes, epochs and dropout are those of a paper or of its scripts where these could be found. A range is over "
+        "the eight tasks. In the text of BOFT's Table 7 the epochs of neighbouring tasks run together; they were "
+        "separated by the rule that a blank follows a number of two digits, which leaves one reading. AdaLoRA's scripts "
+        "have a budget of 0.3M parameters; its ranks here are those of the 1.27M of Table 4, and the shares of its "
+        "phases are this project's. A cell that is not from a paper says so in its note.",
         table(["method", "learning rate", "batch", "epochs", "source"], rows),
     )
 
@@ -115,9 +115,10 @@ def guesses() -> Point:
         rows.append([f"`{experiment}`", "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items())])
     return Point(
         "Choices of this project at the paper's scale",
-        "The paper does not state these values, and the cited papers and scripts were not found to have them for this setting. "
-        "They are in `workflow/scales/paper.yaml` and the methods' files, and their effect can only be measured by training. (Weight "
-        "decay 0.01, a constant schedule, 512 pixels and 200 class images with weight 1 are in BOFT's App. A.5 for DreamBooth.)",
+        "The paper does not state these values, and the cited papers and scripts were not found to have them for this "
+        "setting. They are in `workflow/scales/paper.yaml` and the methods' files, and their effect can only be measured "
+        "by training. (Weight decay 0.01, a constant schedule, 512 pixels and 200 class images with weight 1 are in "
+        "BOFT's App. A.5 for DreamBooth.)",
         table(["experiment", "values"], rows),
     )
 
@@ -133,12 +134,12 @@ def halves() -> Point:
     }
     return Point(
         "A protocol that does not select on what it reports",
-        "GLUE has no labelled test sets, and Table 7's values per task were chosen on the validation sets that Table 4 reports. "
-        f"Papers since then (RED, DeLoRA, PSOFT) divide the validation set: {protocol}. Every run stores both halves "
-        "(`selection`, `report`; 0.5 of the examples each); `glue.select: half` in a scale makes Table 4 of them, without "
-        "another run. Numbers of other papers are a third number in a cell. DeLoRA's averages over the benchmarks of Table 5 are none: "
-        f"its 41.07 (ETHER+) and 40.19 (LoRA) are the means of the numbers that the paper prints ({means['ether-plus-n32']:.3f}, "
-        f"{means['lora']:.3f}), and not of other runs.",
+        "GLUE has no labelled test sets, and Table 7's values per task were chosen on the validation sets that Table 4 "
+        f"reports. Papers since then (RED, DeLoRA, PSOFT) divide the validation set: {protocol}. Every run stores both "
+        "halves (`selection`, `report`; 0.5 of the examples each); `glue.select: half` in a scale makes Table 4 of them, "
+        "without another run. Numbers of other papers are a third number in a cell. DeLoRA's averages over the "
+        "benchmarks of Table 5 are none: its 41.07 (ETHER+) and 40.19 (LoRA) are the means of the numbers that the paper "
+        f"prints ({means['ether-plus-n32']:.3f}, {means['lora']:.3f}), and not of other runs.",
     )
 
 
