@@ -43,6 +43,7 @@ __all__ = [
     "read_yaml",
     "runs",
     "scale_names",
+    "source",
     "validate",
 ]
 
@@ -60,7 +61,14 @@ _SELECTION = (
     "like",
     "protocol",
     "select",
+    "memory",
 )
+# What a table reports, by the `select` of an experiment.
+_SELECT = {
+    "last": "Reported is the last of {} evaluations of a run.",
+    "best": "Reported is the best of {} evaluations of a run, which is selected on what it reports.",
+    "half": "Reported is one half of the evaluation split, at the one of {} evaluations of a run that is best on the other half.",
+}
 
 
 # --- scales ----------------------------------------------------------------------------------------------------
@@ -128,10 +136,13 @@ class Scale:
         return {key: self.settings[key] for key in ("mirror", "foundation", "device")}
 
     def protocol(self, *experiments: str) -> list[str]:
-        """Differences from the paper's protocol: those of the scale and those of the given experiments."""
+        """Differences from the paper's protocol: those of the scale, those of the given experiments, and what they report."""
         lines = list(self.settings.get("protocol", []))
         for name in experiments:
-            lines += self.experiment(name).get("protocol", [])
+            section = self.experiment(name)
+            lines += section.get("protocol", [])
+            if rule := _SELECT.get(section.get("select", "")):
+                lines.append(rule.format(section["training"]["evaluations"]))
         return list(dict.fromkeys(lines))
 
     def experiment(self, name: str) -> dict[str, Any]:
@@ -306,7 +317,7 @@ class RunSpec:
     adapt: dict[str, Any]
     hyperparameters: dict[str, Any]
     settings: dict[str, Any]  # the experiment's model, data, limits, layers, head
-    resources: dict[str, Any]  # mirror, foundation, device: locations, not part of the run id
+    resources: dict[str, Any]  # mirror, foundation, device, memory: of the machine, not part of the run id
     rate_factor: float | None = None  # learning rate divided by the method's
 
     @property
@@ -341,14 +352,23 @@ class Job:
 def hyperparameters(scale: Scale, experiment: str, method: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Hyperparameters of a run, in increasing order of precedence: those of the scale, of the method's section ``default``,
     and of the method's sections that the scale names. In each of them, the values for the task take precedence."""
-    layers = [scale.experiment(experiment)["training"]]
-    sections = method["training"][_trained_as(scale.settings, experiment)] or {}
-    layers += [sections[name] for name in ("default", *scale.settings["hyperparameters"]) if name in sections]
     merged: dict[str, Any] = {}
-    for layer in layers:
-        flat = {key: value for key, value in layer.items() if key != "tasks"}
+    for layer in (scale.experiment(experiment)["training"], *_sections(scale, experiment, method)):
+        flat = {key: value for key, value in layer.items() if key not in ("tasks", "source")}
         merged = overlay(overlay(merged, flat), (layer.get("tasks") or {}).get(task, {}))
     return merged
+
+
+def _sections(scale: Scale, experiment: str, method: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A method's sections that hold at a scale: `default` and those that the scale names, in increasing order of precedence."""
+    sections = method["training"][_trained_as(scale.settings, experiment)] or {}
+    return [sections[name] for name in ("default", *scale.settings["hyperparameters"]) if name in sections]
+
+
+def source(scale: Scale, experiment: str, stem: str) -> str:
+    """Where a method's hyperparameters at a scale are published; empty if they are a choice of this project."""
+    sections = _sections(scale, experiment, method(stem))
+    return str(sections[-1].get("source", "")) if sections else ""
 
 
 def runs(scale: Scale, experiment: str) -> list[RunSpec]:
@@ -377,7 +397,7 @@ def runs(scale: Scale, experiment: str) -> list[RunSpec]:
                             adapt=adapt,
                             hyperparameters=values,
                             settings=settings,
-                            resources=scale.resources,
+                            resources=scale.resources | {"memory": section.get("memory")},
                             rate_factor=factor,
                         )
                     )

@@ -45,7 +45,7 @@ RUN_COLUMNS = {
     "rate_factor": "float64",  # learning rate divided by the method's, in experiments that vary this factor; otherwise NaN
     "batch_size": "Int64",  # missing if nothing is trained
     "blocks": "Int64",  # number of diagonal blocks in this run; missing for methods without blocks
-    "status": "string",  # finished | diverged | failed
+    "status": "string",  # finished | diverged | failed (out of memory; not stored)
     "reason": "string",  # reason of a run that did not finish; otherwise empty
     "config": "string",  # the full configuration of the run, as JSON
     "base_model": "string",
@@ -58,6 +58,7 @@ RUN_COLUMNS = {
     "train_seconds": "float64",
     "wall_seconds": "float64",
     "peak_memory_bytes": "int64",
+    "limits": "string",  # of memory (`ether.machine.Limits`), as JSON
     "device": "string",
     "dtype": "string",
     "threads": "int64",

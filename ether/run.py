@@ -1,12 +1,16 @@
 """Execution of runs and jobs: load the model, adapt it, train, evaluate, and write the rows of the result tables.
 
-This module combines experiments with methods (`ether.check` also does, for checks only). A run that diverges or runs out of
-memory is recorded as a row with the reason. Any other failure stops the job; finished runs are kept and not repeated.
+This module combines experiments with methods (`ether.check` also does, for checks only). A run that diverges is recorded as a
+row with the reason. One that is out of memory is tried again with half of the batch at a time (`ether.machine`). If that does
+not help, the job goes on with its other runs and fails at the end, so that a later start tries the run again. Any other
+failure stops the job; finished runs are kept and not repeated.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import dataclasses
 import datetime
 import errno
 import fcntl
@@ -16,19 +20,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from ether import results, sources
+from ether import machine, results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
-from ether.errors import EtherError
-from ether.experiments.common import SAMPLES, Loaded, experiment
+from ether.errors import EtherError, HardwareError
+from ether.experiments.common import SAMPLES, Loaded, Rows, experiment
+from ether.machine import Limits
 from ether.methods import adapt as methods
 from ether.progress import RunProgress
+from ether.training import OutOfMemoryInTraining
 
 STAMP = "made-by.txt"  # in a job's working folder
 
@@ -41,8 +48,67 @@ def threads() -> int:
 # --- one run ---------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Attempt:
+    """What became of a run under given limits of memory."""
+
+    loaded: Loaded[Any] | None = None
+    model: torch.nn.Module | None = None
+    status: str = "failed"
+    reason: str = ""
+    steps: int = 0
+    seconds: float = 0.0
+    measurements: Rows = field(default_factory=list)
+    out_of_memory: bool = False
+    in_training: bool = False  # out of memory in a forward or backward pass of training
+
+
+def _attempt(spec: RunSpec, scale_results: Path, folder: Path, device: str) -> _Attempt:
+    """Loads, adapts, trains and evaluates once."""
+    benchmark = experiment(experiments()[spec.experiment].module)
+    tried = _Attempt()
+    try:
+        tried.loaded = benchmark.load(spec, scale_results, device)
+        torch.manual_seed(spec.seed)  # the adapter's initialisation does not depend on how the model was loaded
+        tried.model = methods.adapt(
+            tried.loaded.model,
+            spec.adapt,
+            layers=spec.settings["layers"],
+            head=spec.settings["head"],
+            task_type=tried.loaded.task_type,
+            values=dict(spec.hyperparameters) | methods.step_values(tried.loaded.total_steps),
+        )
+        fitted = benchmark.fit(tried.loaded, tried.model, spec, folder, device)
+        tried.status, tried.reason, tried.steps = fitted.status, fitted.reason, fitted.steps
+        tried.seconds, tried.measurements = fitted.train_seconds, fitted.measurements
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        tried.out_of_memory, tried.in_training = True, isinstance(error, OutOfMemoryInTraining)
+        tried.reason = f"out of memory on {device}: {(str(error) or repr(error)).splitlines()[0]}"
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        tried.status, tried.reason = "diverged", f"{error}" or repr(error)
+    return tried
+
+
+def _smaller(limits: Limits, spec: RunSpec, in_training: bool) -> Limits | None:
+    """The limits of the next attempt after one that was out of memory; None if there is nothing left to halve."""
+    hyper, settings = spec.hyperparameters, spec.settings
+    evaluated = (
+        hyper.get("evaluation_batch_size", hyper["batch_size"]),
+        (settings.get("sampling") or {}).get("batch", 1),
+        (settings.get("evaluation") or {}).get("batch_size", 1),
+    )
+    return limits.halved(hyper["batch_size"], max(evaluated), in_training)
+
+
+def _free(device: str) -> None:
+    """Returns the memory of a failed attempt."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Executes one run.
+    """Executes one run; again with smaller parts of a batch, as long as it is out of memory and there is something to halve.
 
     Args:
         spec: the run.
@@ -58,33 +124,23 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     device = device_of(spec)
     torch.set_num_threads(threads())
-    benchmark = experiment(experiments()[spec.experiment].module)
-    loaded: Loaded[Any] | None = None
-    model: torch.nn.Module | None = None
-    status, reason, steps, seconds = "failed", "", 0, 0.0
-    rows: list[dict[str, Any]] = []
+    limits: Limits | None = Limits.of(spec.resources.get("memory"), machine.gpu_bytes() if device == "cuda" else 0)
     with results.PeakMemory(device) as peak:
-        try:
-            loaded = benchmark.load(spec, scale_results, device)
-            torch.manual_seed(spec.seed)  # the adapter's initialisation does not depend on how the model was loaded
-            model = methods.adapt(
-                loaded.model,
-                spec.adapt,
-                layers=spec.settings["layers"],
-                head=spec.settings["head"],
-                task_type=loaded.task_type,
-                values=dict(spec.hyperparameters) | methods.step_values(loaded.total_steps),
-            )
-            fitted = benchmark.fit(loaded, model, spec, folder, device)
-            status, reason, steps, seconds = fitted.status, fitted.reason, fitted.steps, fitted.train_seconds
-            rows = [
-                {"run_id": spec.run_id, "step": step, "split": split, "task": spec.task, "metric": name, "value": value}
-                for step, split, name, value in fitted.measurements
-            ]
-        except torch.OutOfMemoryError as error:
-            reason = f"out of memory on {device}: {str(error).splitlines()[0]}"
-        except (MemoryError, FloatingPointError, torch.linalg.LinAlgError) as error:
-            status, reason = ("failed" if isinstance(error, MemoryError) else "diverged"), f"{error}" or repr(error)
+        while limits is not None:
+            used = limits
+            with machine.within(used):
+                tried = _attempt(spec, scale_results, folder, device)
+            limits = _smaller(used, spec, tried.in_training) if tried.out_of_memory else None
+            if limits is not None:
+                reason = tried.reason
+                del tried  # and with it the model
+                _free(device)
+                print(f"{spec.label} on {spec.task}: {reason}; again with {limits}.", flush=True)
+    loaded, model = tried.loaded, tried.model
+    rows = [
+        {"run_id": spec.run_id, "step": step, "split": split, "task": spec.task, "metric": name, "value": value}
+        for step, split, name, value in tried.measurements
+    ]
     row = {
         "run_id": spec.run_id,
         "experiment": spec.experiment,
@@ -95,8 +151,8 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
         "task": spec.task,
         "seed": spec.seed,
         **training_columns(spec),
-        "status": status,
-        "reason": reason,
+        "status": tried.status,
+        "reason": tried.reason,
         "config": json.dumps(spec.config, sort_keys=True),
         "base_model": loaded.base_model if loaded else "",
         "base_model_fingerprint": loaded.base_model_fingerprint if loaded else "",
@@ -104,10 +160,11 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
         "data_fingerprint": loaded.data_fingerprint if loaded else "",
         "trainable_parameters": methods.trainable(model) if model else 0,
         "total_parameters": methods.total(model) if model else 0,
-        "steps": steps,
-        "train_seconds": seconds,
+        "steps": tried.steps,
+        "train_seconds": tried.seconds,
         "wall_seconds": time.perf_counter() - clock,
         "peak_memory_bytes": peak.bytes,
+        "limits": json.dumps(dataclasses.asdict(used), sort_keys=True),
         "device": results.hardware(device),
         "dtype": loaded.dtype if loaded else "",
         "threads": torch.get_num_threads(),
@@ -204,6 +261,8 @@ def run_job(
     out = scale.results / "runs" / experiment_name / job_name
     work = scale.results / "work" / experiment_name / job_name
     samples = scale.results / "samples" / experiment_name / job_name if experiments()[experiment_name].samples else None
+    if scale.settings["device"] != "cpu":
+        machine.pin_one_gpu()
     with _job_lock(work):
         same = _discard_outdated(work, _stamp(scale, experiment_name))
         # Snakemake removes the outputs of a job before it starts: these are of the process that held the lock.
@@ -213,6 +272,7 @@ def run_job(
         check_runs(current.runs, scale.results)
         progress = RunProgress(experiment_name, *_counts(scale, experiment_name))
         rows, metrics = [], []
+        failed: list[str] = []
         for number, spec in enumerate(current.runs):
             folder = work / spec.run_id
             frames = _finished(folder)
@@ -220,6 +280,10 @@ def run_job(
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     row, values = run(spec, scale.results, folder)
+                    if row["status"] == "failed":
+                        failed.append(f"{row['label']} on {row['task']}, seed {row['seed']}: {row['reason']}")
+                        _report(progress, row, values)
+                        continue
                     run_frame, metric_frame = results.runs_frame([row]), results.metrics_frame(values)
                     results.write_parquet(metric_frame, folder / "metrics.parquet")
                     results.write_parquet(run_frame, folder / "runs.parquet")
@@ -239,10 +303,17 @@ def run_job(
                     # The Trainer collects garbage after each run. This takes half a second, because the collector visits
                     # all objects of the imported libraries; `freeze` excludes the objects that exist now.
                     gc.freeze()
+                    atexit.register(gc.unfreeze)  # extension modules report frozen objects as leaked when the process ends
                 frames = run_frame, metric_frame
                 _report(progress, row, values)
             rows.append(frames[0])
             metrics.append(frames[1])
+        if failed:
+            raise HardwareError(
+                "Out of memory, even with one example at a time. The other runs of this job are kept, and the next start tries "
+                "again: use a GPU with more memory, add `checkpointing` to the scale's `memory`, or leave the method out "
+                "(--config methods=…).\n" + "\n".join(failed)
+            )
         if samples:
             _publish_samples(current, work, samples)
         runs_table = pd.concat(rows, ignore_index=True)

@@ -6,7 +6,8 @@
     trained = train(model, arguments, train_dataset=data, data_collator=collator)
     trained.steps, trained.seconds, trained.losses, trained.status, trained.reason
 
-The optimiser is the Trainer's default, AdamW.
+The optimiser is the Trainer's default, AdamW. A batch is processed in parts where `ether.machine.limits` asks for it; the
+gradient is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ether import machine
+from ether.errors import ConfigurationError
 from ether.results import atomic
 
 Rows = list[tuple[int, str, str, float]]  # measured values: (step, split, metric, value)
@@ -60,10 +63,21 @@ def checkpoint_interval(hyper: Mapping[str, Any], total_steps: int) -> int | Non
     return int(steps) if steps and steps < total_steps else None
 
 
+class OneDevice(transformers.TrainingArguments):
+    """transformers' arguments for one device, whatever the process sees: the Trainer replicates no model (`nn.DataParallel`)."""
+
+    @property
+    def n_gpu(self) -> int:
+        """Number of GPUs: 0 or 1."""
+        return min(1, super().n_gpu)
+
+
 def training_arguments(
     hyper: Mapping[str, Any], total_steps: int, seed: int, checkpoints: Path, device: str, **more: Any
 ) -> transformers.TrainingArguments:
     """The Trainer's arguments for the hyperparameters of a run, identical in all experiments.
+
+    A batch above `ether.machine.limits` is divided into equal parts by accumulation.
 
     Args:
         hyper: hyperparameters of the run, as described in ``workflow/schemas/scale.schema.yaml``. If ``warmup_steps`` is
@@ -76,15 +90,17 @@ def training_arguments(
     """
     warmup = hyper.get("warmup_steps")
     interval = checkpoint_interval(hyper, total_steps)
+    limits = machine.limits()
+    parts = limits.parts(hyper["batch_size"])
     saving: dict[str, Any] = {"save_strategy": "no"}
     if interval:
         saving = {"save_strategy": "steps", "save_steps": interval, "save_total_limit": 2}
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": total_steps,
-        "per_device_train_batch_size": hyper["batch_size"],
-        "per_device_eval_batch_size": hyper.get("evaluation_batch_size", hyper["batch_size"]),
-        "gradient_accumulation_steps": hyper["accumulation"],
+        "per_device_train_batch_size": hyper["batch_size"] // parts,
+        "per_device_eval_batch_size": limits.evaluated_at_once(hyper.get("evaluation_batch_size", hyper["batch_size"])),
+        "gradient_accumulation_steps": hyper["accumulation"] * parts,
         "learning_rate": hyper["learning_rate"],
         "lr_scheduler_type": hyper["schedule"],
         "warmup_steps": round(hyper["warmup"] * total_steps) if warmup is None else warmup,
@@ -102,7 +118,11 @@ def training_arguments(
         "report_to": [],
         "dataloader_pin_memory": device != "cpu",
     }
-    return transformers.TrainingArguments(**(arguments | saving | more))
+    return OneDevice(**(arguments | saving | more))
+
+
+class OutOfMemoryInTraining(torch.OutOfMemoryError):
+    """A forward or backward pass of training was too large for the memory; an evaluation raises torch's own error."""
 
 
 # --- training --------------------------------------------------------------------------------------------------
@@ -151,6 +171,8 @@ def train(
         options: further arguments of the Trainer, such as ``train_dataset``.
     """
     divergence = DivergenceStop()
+    if machine.limits().checkpointing:
+        recompute_activations(model if adapted is None else adapted)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -169,6 +191,23 @@ def train(
         (int(entry["step"]), "train", "loss", float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry
     ]
     return Trained(trainer, int(trainer.state.global_step), seconds, losses, divergence, failure)
+
+
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing of a model of transformers or diffusers, adapted or not: blocks keep their inputs only.
+
+    Raises:
+        ConfigurationError: the model cannot do it.
+    """
+    if hasattr(model, "gradient_checkpointing_enable"):  # transformers
+        # Reentrant checkpointing needs an input with a gradient, and the embeddings of an adapted model are frozen.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif hasattr(model, "enable_gradient_checkpointing"):  # diffusers
+        model.enable_gradient_checkpointing()
+    else:
+        raise ConfigurationError(
+            f"A {type(model).__name__} has no gradient checkpointing: remove `checkpointing` from the scale's `memory`."
+        )
 
 
 def train_and_evaluate(
@@ -219,6 +258,21 @@ def train_and_evaluate(
     return rows, trained
 
 
+def chosen_rows(rows: Rows, last: int) -> Rows:
+    """The rows of the splits `last` and `best`, both over the half that is reported (`report`).
+
+    `last` has the values of the last step, if it has been evaluated; `best` those of the step with the highest score in
+    `selection`, the earliest step in case of ties.
+    """
+    scores = {step: value for step, split, name, value in rows if (split, name) == ("selection", "score")}
+    finite = {step: value for step, value in scores.items() if math.isfinite(value)}
+    chosen: Rows = [(step, "last", name, value) for step, split, name, value in rows if split == "report" and step == last]
+    if finite:
+        best = max(finite, key=lambda step: (finite[step], -step))
+        chosen += [(step, "best", name, value) for step, split, name, value in rows if split == "report" and step == best]
+    return chosen
+
+
 class DivergenceStop(transformers.TrainerCallback):
     """Stops a run whose loss is not finite. The divergence is recorded, because learning-rate sweeps measure it."""
 
@@ -242,7 +296,7 @@ class DivergenceStop(transformers.TrainerCallback):
 
 
 class Trainer(transformers.Trainer):
-    """transformers' Trainer with checkpoints that contain the trained parameters and all buffers, for every method.
+    """transformers' Trainer with batches in parts; its checkpoints contain the trained parameters and all buffers.
 
     PEFT's checkpoints do not always allow training to resume: AdaLoRA's omit the pruned ranks, so their shapes differ from the
     model's. A checkpoint of the full model would also contain the frozen weights. Buffers are included because a method may
@@ -250,6 +304,53 @@ class Trainer(transformers.Trainer):
     """
 
     WEIGHTS = "trained.safetensors"
+    LOSS = "loss since the last log"  # beside the weights: sum of the losses, and the step of the last log
+    resumed: torch.Tensor | None = None  # the same, until training goes on
+    items = 0  # examples, or positions with a label, in the batch of the current step
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.args.gradient_accumulation_steps > 1:
+            # The Trainer hands the number of items to every model whose `forward` takes **kwargs and leaves the weighting of the
+            # parts to it. DeBERTa's takes them and ignores them: its gradient would be that of the sum over the parts.
+            self.model_accepts_loss_kwargs = False
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        """The parts of the next batch, as in the Trainer; also counts their items."""
+        found = super().get_batch_samples(*arguments, **options)
+        self.items = sum(map(self._items, found[0]))
+        return found
+
+    def _items(self, inputs: Any) -> int:
+        """The number of items that the mean loss of a batch is taken over; 0 if the batch has no labels."""
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        if labels is None:
+            return 0
+        return int(((labels[..., 1:] if self._loss_shifts_labels else labels) != -100).sum())
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Forward and backward pass of a part.
+
+        Raises:
+            OutOfMemoryInTraining: it is too large for the memory.
+        """
+        if self.resumed is not None:  # the next log is the mean over all steps since the last one, as without an interruption
+            self._tr_loss += self.resumed[0].to(self._tr_loss)
+            self._globalstep_last_logged, self.resumed = int(self.resumed[1]), None
+        try:
+            return super().training_step(*arguments, **options)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryInTraining(str(error) or repr(error)) from error
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """The loss of a part, weighted by its items: the sum over the parts is the mean loss of the batch.
+
+        Parts have different numbers of tokens, and those of an epoch's last batch different numbers of examples.
+        """
+        part = self._items(inputs)
+        loss: Any = super().compute_loss(model, inputs, *arguments, **options)
+        parts = self.current_gradient_accumulation_steps if model.training else 1
+        return loss * (part * parts / self.items) if parts > 1 and self.items else loss
 
     def _trained(self) -> dict[str, torch.Tensor]:
         assert self.model is not None
@@ -259,10 +360,13 @@ class Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         with atomic(folder / self.WEIGHTS) as temporary:
-            save_file({n: p.detach().cpu().contiguous().clone() for n, p in self._trained().items()}, temporary)
+            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in self._trained().items()}
+            since = torch.tensor([float(self._tr_loss), self._globalstep_last_logged], dtype=torch.float64)
+            save_file(tensors | {self.LOSS: since}, temporary)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / self.WEIGHTS)
+        self.resumed = stored.pop(self.LOSS)
         with torch.no_grad():
             for name, tensor in self._trained().items():
                 tensor.copy_(stored[name])

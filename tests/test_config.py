@@ -56,6 +56,27 @@ def test_paper_scale_uses_table_7_cell_by_cell():
     assert checked == 80
 
 
+def test_baselines_have_the_values_of_table_7_of_the_boft_paper():
+    """Its lines as printed; its order of the tasks is not that of Table 4."""
+    order = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+    printed = {
+        "oft": ("5 2 14 5 4 9 34 11", "8E-05 2E-04 9E-04 4E-04 2E-04 3E-04 3E-04 7E-04",
+                "1E-01 1E-01 1E-01 5E-02 1E-01 1E-01 5E-02 1E-01"),
+        "boft": ("10 11 16 15 4 10 6 8", "7E-05 5E-05 8E-04 5E-04 2E-04 3E-04 4E-04 7E-04",
+                 "15E-02 15E-02 1E-01 15E-02 5E-02 5E-02 5E-02 5E-02"),
+    }  # fmt: skip
+    lengths = "256 128 320 64 512 320 320 128"
+    scale = config.load("paper")
+    by_key = {(run.method, run.task): run.hyperparameters for run in config.runs(scale, "glue")}
+    for method, lines in printed.items():
+        assert config.source(scale, "glue", method).startswith("BOFT")
+        for key, line in zip(("epochs", "learning_rate", "dropout", "max_length"), (*lines, lengths), strict=True):
+            assert [by_key[method, task][key] for task in order] == [float(value) for value in line.split()], (method, key)
+        assert all(by_key[method, task]["batch_size"] == 32 for task in order)
+    assert not any("source" in values for values in by_key.values())
+    assert config.source(scale, "glue", "lora") == "" and config.source(config.load("small"), "glue", "oft") == ""
+
+
 def test_job_grouping_follows_the_scale():
     assert list(config.jobs(config.load("smoke"), "glue")) == ["all"]
     assert set(config.jobs(config.load("small"), "glue")) == {k for k, m in config.methods().items() if "glue" in m["training"]}

@@ -15,7 +15,7 @@ from PIL import Image
 from subjects import METHODS, PROMPTS, write_subjects
 
 from ether.diffusion import dataset, perturb
-from ether.diffusion.evaluation import attribute_shares, chosen_rows
+from ether.diffusion.evaluation import attribute_shares
 from ether.diffusion.judges import load_reader
 from ether.diffusion.losses import DreamBoothLoss
 from ether.diffusion.sampler import generator
@@ -23,6 +23,7 @@ from ether.errors import ConfigurationError, MissingResourceError
 from ether.measures import geometry
 from ether.methods import adapt as methods
 from ether.standins import diffusion as tiny_pipeline
+from ether.training import chosen_rows
 
 
 @pytest.fixture

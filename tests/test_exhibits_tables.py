@@ -15,7 +15,7 @@ from scipy import stats
 
 from ether import config
 from ether.analysis import cells
-from ether.exhibits import common, glue, instruct, subject
+from ether.exhibits import common, glue, instruct, render, subject
 from ether.paper import published
 
 TASKS = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
@@ -101,6 +101,33 @@ def test_select_best_takes_the_highest_evaluation() -> None:
     assert best.ours - last.ours == 50
 
 
+def test_select_half_takes_the_half_that_did_not_choose() -> None:
+    runs = glue_runs()
+    for run in runs:
+        run.values[("best", "score")] = {10: 33.0}
+    assert at(table4(runs, "half"), "ether", "RTE").ours == 33
+
+
+def test_the_mean_without_the_two_large_tasks_and_what_other_papers_have() -> None:
+    table, paper = table4(glue_runs()), published.load()["table4"]
+    assert at(table, "ether", "Avg without MNLI, QQP").ours == pytest.approx(np.mean([1, 2, 4, 5, 6, 7]) + 2)
+    markdown = render.to_markdown(paper, table, "A title", render.reading_guide(paper, table))
+    assert "| | elsewhere | " + "– | " * 10 + "PSOFT 87.30 |" in markdown and "Elsewhere: PSOFT (ICLR 2026)" in markdown
+    assert "<br>" in render.to_html(paper, table) and "PSOFT 86.83" in render.to_html(paper, table)
+    assert markdown.count("| elsewhere |") == 4
+
+
+def test_a_comparable_cell_names_the_source_of_its_hyperparameters() -> None:
+    scale = config.load("paper")
+    store(scale.results, "glue", [Run(m, {("validation", "score"): 90.0}, "rte", 0) for m in ("oft", "lora", "ether")])
+    notes = {m: at(glue.table4(scale), m, "RTE").note for m in ("oft", "lora", "ether")}
+    assert notes == {
+        "oft": "hyperparameters: BOFT (Liu et al., ICLR 2024), Table 7",
+        "lora": "hyperparameters not from a paper",
+        "ether": "hyperparameters: the paper's Table 7",
+    }
+
+
 def test_a_run_that_diverged_is_named_and_left_out_of_cell_and_average() -> None:
     table = table4(glue_runs(missing=("lora", "cola"), diverged=("ether", "rte", 2)))
     cell = at(table, "ether", "RTE")
@@ -116,7 +143,7 @@ def test_claims_on_table4_are_judged_by_scores_of_tasks_and_their_average() -> N
     store(scale.results, "glue", glue_runs(diverged=("ether", "rte", 2)))
     evidence = glue.evidence("table4", scale)
     assert list(evidence.columns) == common.EVIDENCE_COLUMNS
-    assert set(evidence["metric"]) == {*TASKS, "average"}
+    assert set(evidence["metric"]) == {*TASKS, "average", "average_of_small"}
     rows = evidence[(evidence["method"] == "ether") & (evidence["metric"] == "rte")]
     assert rows["value"].tolist() == [5, 7]  # without the run that diverged
 

@@ -28,7 +28,7 @@ PACKAGE = ROOT / "ether"
 # fits a module counts.
 ORDER = (
     ("errors", "everything raises them"),
-    ("silence reflection kernels results sources progress", "tools that know nothing of the paper or the workflow"),
+    ("silence reflection kernels results sources progress machine", "tools that know nothing of the paper or the workflow"),
     ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),
     ("__init__ registry", "the package's public names; the lists of experiments, exhibits and methods"),
     ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),
@@ -37,7 +37,7 @@ ORDER = (
     ("measures analysis standins", "measures adapted models; analyses stored metrics; imitates models of the hub"),
     ("diffusion paper", "what the text-to-image experiments share; the paper's numbers, beside ours"),
     ("experiments exhibits", "train; show what was measured: neither knows the other"),
-    ("check", "tries methods on an experiment's model before anything is trained"),
+    ("check plan", "tries methods on an experiment's model before anything is trained; counts what the runs would cost"),
     ("run", "the only module that knows both experiments and methods"),
     ("notebook", "executes a notebook, whatever is in it"),
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import OFTConfig, PeftModel, get_peft_model
+from peft.tuners.oft.layer import OFTRotationModule
 
 from ether import config
 from ether.errors import ConfigurationError
 from ether.methods import adapt as methods
 from ether.methods.bottleneck import Bottleneck
 from ether.methods.layer_sets import LAYER_SETS
+from ether.methods.oft import official_radius
 
 D, F, LAYERS, LABELS = 32, 64, 2, 3
 
@@ -269,3 +271,38 @@ def test_layer_sets_match_whole_encoders(name):
     for make, model_type in ((deberta, "deberta-v2"), (bert, "bert")):
         matched = [n for n, _ in make().named_modules() if re.fullmatch(LAYER_SETS[model_type][name], n)]
         assert len(matched) == LAYERS * {"all-linear": 6, "attention": 4, "query-value": 2}[name]
+
+
+@pytest.mark.parametrize("eps", [6e-5, 2e-3])
+def test_coft_trains_as_the_official_code(eps: float) -> None:
+    """Against official OFT's formulas: a matrix for each block, projected to the radius eps b^2 / sqrt(r) before every pass."""
+    torch.manual_seed(0)
+    blocks, b, out, rate = 4, 6, 10, 5e-3
+    base = torch.nn.Linear(blocks * b, out, bias=False).double()
+    weight, x, y = base.weight.detach().clone(), torch.randn(50, blocks * b).double(), torch.randn(50, out).double()
+
+    settings = {"r": blocks, "oft_block_size": 0, "use_cayley_neumann": False, "coft": True, "eps": eps}
+    adapted_ = official_radius(get_peft_model(torch.nn.Sequential(base), OFTConfig(target_modules=["0"], **settings))).double()
+    ours = torch.optim.Adam([p for p in adapted_.parameters() if p.requires_grad], lr=rate, eps=1e-30)
+    raw = torch.zeros(blocks, b, b, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.Adam([raw], lr=rate, eps=1e-30)
+    radius, identity = eps * b**2 / blocks**0.5, torch.eye(b, dtype=torch.float64)
+    at_the_border = 0
+    for _ in range(12):
+        with torch.no_grad():
+            norms = raw.flatten(1).norm(dim=1)
+            at_the_border += int((norms > radius).sum())
+            raw *= torch.where(norms > radius, radius / norms.clamp(min=1e-300), 1.0)[:, None, None]
+        skew = (raw - raw.transpose(1, 2)) / 2
+        rotation = torch.block_diag(*((identity + skew) @ torch.linalg.inv(identity - skew)))
+        expected = x @ (rotation @ weight.T)
+        actual = adapted_(x)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)  # PEFT takes the root in float32
+        for output, optimiser in ((actual, ours), (expected, theirs)):
+            optimiser.zero_grad()
+            (output - y).square().sum().backward()
+            optimiser.step()
+    assert (at_the_border > 0) and (actual - x @ weight.T).abs().max() > 1e-4
+    of_method = adapted({"kind": "peft", "type": "OFT", "config": settings})
+    radii = {m.eps for m in of_method.modules() if isinstance(m, OFTRotationModule)}
+    assert radii == {eps * (D // blocks) ** 2, eps * (F // blocks) ** 2}

@@ -43,9 +43,13 @@ class _Killed(BaseException):
     """Ends a run as a signal would: nothing gets to clean up."""
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "adalora", "ether", "ether-plus", "oft", "p-adapter"])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(method, workplace, tmp_path, monkeypatch):
-    hyper = {"max_steps": 12, "checkpoint_steps": 4, "evaluations": 3}
+# Two evaluations: the checkpoint lies between two logs of the loss, which is a mean over the steps since the last one.
+@pytest.mark.parametrize(
+    "method,evaluations",
+    [*((m, 3) for m in ("full", "lora", "adalora", "ether", "ether-plus", "oft", "p-adapter")), ("ether", 2)],
+)
+def test_an_interrupted_run_goes_on_to_the_same_numbers(method, evaluations, workplace, tmp_path, monkeypatch):
+    hyper = {"max_steps": 12, "checkpoint_steps": 4, "evaluations": evaluations}
     whole = runner.run(spec_of(method, **hyper), Path("results/smoke"), tmp_path / "whole")[1]
 
     step = training.RankAllocation.on_optimizer_step
@@ -88,6 +92,26 @@ def test_a_run_row_carries_its_provenance(workplace, tmp_path):
     assert {"score", "loss"} <= {r["metric"] for r in rows}
 
 
+def test_one_half_selects_and_the_other_is_reported(workplace, tmp_path):
+    _, rows = runner.run(spec_of("ether", max_steps=6, evaluations=3), Path("results/smoke"), tmp_path)
+    found = {(r["step"], r["split"]): r["value"] for r in rows if r["metric"] == "score"}
+    assert {step for step, split in found if split == "selection"} == {2, 4, 6} == {s for s, split in found if split == "report"}
+    (best,) = [step for step, split in found if split == "best"]
+    assert found[best, "selection"] == max(found[step, "selection"] for step in (2, 4, 6))
+    assert found[best, "best"] == found[best, "report"] and found[6, "last"] == found[6, "report"]
+
+
+def test_the_halves_are_disjoint_and_the_same_in_every_run():
+    labels, right = np.arange(101) % 2, np.arange(101) < 40
+    outputs = np.eye(2)[np.where(right, labels, 1 - labels)]
+    found = glue.halves("accuracy", outputs, labels)
+    assert found == glue.halves("accuracy", outputs, labels)
+    assert 51 * found["selection_score"] + 50 * found["report_score"] == pytest.approx(101 * found["score"])  # every example once
+    assert 0 < found["selection_score"] != found["report_score"]
+    matthews = glue.halves("matthews", outputs, labels)
+    assert matthews["score"] == pytest.approx(100 * matthews_corrcoef(labels, outputs.argmax(1)))
+
+
 def test_divergence_is_a_row_with_its_reason(workplace, tmp_path):
     row, rows = runner.run(
         spec_of("full", learning_rate=1.0e30, max_grad_norm=0.0, max_steps=6, evaluations=6), Path("results/smoke"), tmp_path
@@ -103,7 +127,7 @@ def test_prompt_tuning_runs_like_any_other_method(workplace, tmp_path):
     row, rows = runner.run(spec, Path("results/smoke"), tmp_path)
     head = 128 * 128 + 128 + 128 * 2 + 2  # pooler and classifier
     assert row["status"] == "finished" and row["trainable_parameters"] == 5 * 128 + head
-    assert [r["step"] for r in rows if r["metric"] == "score"] == [2, 4]
+    assert [r["step"] for r in rows if (r["split"], r["metric"]) == ("validation", "score")] == [2, 4]
 
 
 def test_every_hyperparameter_can_be_used_in_a_methods_config(workplace, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,18 +222,3 @@ class EvaluationCallback(transformers.TrainerCallback):
     def has(self, step: int) -> bool:
         """Whether this process evaluated the step, so that its images are in memory."""
         return self._file(step).is_file() and (self.pictures is not None or bool(self.failure))
-
-
-def chosen_rows(rows: Rows, last: int) -> Rows:
-    """The rows of the splits `last` and `best`, both over the report half of the prompts.
-
-    `last` has the values of the last step, if it has images; `best` those of the step with the highest score on the selection
-    half, the earliest step in case of ties.
-    """
-    scores = {step: value for step, split, name, value in rows if (split, name) == ("selection", "score")}
-    finite = {step: value for step, value in scores.items() if math.isfinite(value)}
-    chosen: Rows = [(step, "last", name, value) for step, split, name, value in rows if split == "report" and step == last]
-    if finite:
-        best = max(finite, key=lambda step: (finite[step], -step))
-        chosen += [(step, "best", name, value) for step, split, name, value in rows if split == "report" and step == best]
-    return chosen

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ether import hub, sources
+from ether import hub, machine, sources
 from ether.errors import one_of
 from ether.results import atomic, digest
 from ether.silence import quiet
@@ -32,7 +32,7 @@ class Sampler:
 
     Args:
         pipeline: from `load_pipeline`.
-        sampling: ``steps``, ``guidance``, ``batch`` (images generated together) and ``seed`` (default 0).
+        sampling: ``steps``, ``guidance``, ``batch`` (images at a time, fewer where memory is short) and ``seed`` (default 0).
         size: side of the images in pixels.
         device: cpu | cuda.
         precision: float32 | bf16 | fp16; the last two use autocast, on CUDA only.
@@ -41,6 +41,7 @@ class Sampler:
     def __init__(self, pipeline: Any, sampling: Mapping[str, Any], size: int, device: str, precision: str = "float32") -> None:
         self.pipeline, self.sampling, self.size, self.device = pipeline, sampling, size, device
         self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if device != "cpu" else None
+        self.batch = machine.limits().evaluated_at_once(int(sampling["batch"]))
         side = size // pipeline.vae_scale_factor
         self.latent = (pipeline.unet.config.in_channels, side, side)
 
@@ -59,7 +60,7 @@ class Sampler:
         vae = self.pipeline.vae
         parts = [
             vae.encode((2 * part - 1).to(self.device, vae.dtype)).latent_dist.mode().float()
-            for part in pictures.split(int(self.sampling["batch"]))
+            for part in pictures.split(self.batch)
         ]
         return torch.cat(parts) * vae.config.scaling_factor
 
@@ -83,7 +84,7 @@ class Sampler:
         Raises:
             FloatingPointError: the model's output is not finite.
         """
-        unet, count = self.pipeline.unet, int(self.sampling["batch"])
+        unet, count = self.pipeline.unet, self.batch
         was_training = unet.training
         unet.eval()
         empty = self.encode([""])

@@ -261,7 +261,7 @@ def controlled_pictures(
     if not len(texts) == len(names) == len(hints):
         raise ConfigurationError(f"There are {len(texts)} texts, {len(names)} names and {len(hints)} hints: one each is needed.")
     different = list(dict.fromkeys(texts))
-    embeddings, noise, size = sampler.encode(different), sampler.noise(names), int(sampler.sampling["batch"])
+    embeddings, noise, size = sampler.encode(different), sampler.noise(names), sampler.batch
     parts = []
     for start in range(0, len(texts), size):
         chosen = slice(start, start + size)

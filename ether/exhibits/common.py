@@ -56,6 +56,7 @@ def measured_cell(
     unit: str,
     scale: Scale,
     missing: str = "not run at this scale",
+    source: str = "",
 ) -> Cell:
     """The cell of a method and column from its runs.
 
@@ -70,6 +71,7 @@ def measured_cell(
         unit: task | seed.
         scale: states whether its numbers can be compared with the paper's.
         missing: the note of a cell without runs.
+        source: a note on the runs' hyperparameters, given where the scale can be compared with the paper.
     """
     notes = [missing] if of_cell.empty else []
     unfinished = of_cell[of_cell["status"] != "finished"]
@@ -77,6 +79,8 @@ def measured_cell(
     comparable = scale.settings["comparable"]
     if not comparable["value"]:
         notes.append(comparable["reason"])
+    elif source:
+        notes.append(source)
     value, printed = paper.paper(stem, column)
     return Cell.from_interval(
         stem,

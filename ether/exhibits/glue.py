@@ -16,36 +16,47 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AVERAGE = "average"  # the metric of the column Avg
+LARGE = ("mnli", "qqp")  # left out by independent papers, for their size
+AVERAGE_OF_SMALL = "average_of_small"  # the mean of the other tasks
+GUESSED = "hyperparameters not from a paper"
 
 
 def _values(scale: Scale) -> pd.DataFrame:
     """The score of every run, with the task as the metric, and the average of every seed that finished all eight tasks."""
     section = scale.experiment("glue")
-    values = common.last_values(scale, "glue", "validation", ["score"], section["select"])
+    split, select = ("best", "last") if section["select"] == "half" else ("validation", section["select"])
+    values = common.last_values(scale, "glue", split, ["score"], select)
     values = values.assign(metric=values["task"])
     wide = values[values["status"] == "finished"].pivot_table(index=["method", "seed"], columns="task", values="value")
-    complete = wide.reindex(columns=section["known_tasks"]).dropna().mean(axis=1).rename("value").reset_index()
+    tasks = section["known_tasks"]
     kinds = values.drop_duplicates("method").set_index("method")["adapt_kind"]
-    average = complete.assign(
-        metric=AVERAGE, task=AVERAGE, status="finished", reason="", adapt_kind=complete["method"].map(kinds)
-    )
-    return pd.concat([values, average], ignore_index=True)
+    averages = [
+        mean.assign(metric=name, task=name, status="finished", reason="", adapt_kind=mean["method"].map(kinds))
+        for name, mean in ((AVERAGE, _mean(wide, tasks)), (AVERAGE_OF_SMALL, _mean(wide, [t for t in tasks if t not in LARGE])))
+    ]
+    return pd.concat([values, *averages], ignore_index=True)
+
+
+def _mean(wide: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """The mean over tasks of each method and seed that has them all."""
+    return wide.reindex(columns=tasks).dropna().mean(axis=1).rename("value").reset_index()
 
 
 def table4(scale: Scale) -> pd.DataFrame:
     """Table 4: GLUE. The average is the mean over the eight tasks within a seed, with an interval over seeds. A method that lacks
-    a task has no average."""
+    a task has no average. At a scale that is comparable with the paper, a cell's note names the source of its hyperparameters."""
     paper, values, unit = published.load()["table4"], _values(scale), common.unit_of("glue")
     methods = common.printed_methods("table4", config.chosen_methods(scale, "glue"))
     cells = parameter_cells("table4", methods)
     for stem in methods:
         of_method = values[values["method"] == stem]
+        source = f"hyperparameters: {found}" if (found := config.source(scale, "glue", stem)) else GUESSED
         for metric, column in common.metric_columns(paper).items():
             if column.kind == "parameters":
                 continue
             of_cell = of_method[of_method["metric"] == metric]
-            missing = "not every task was run" if metric == AVERAGE else "not run at this scale"
-            cells.append(common.measured_cell(paper, stem, paper.label(stem), column.name, of_cell, unit, scale, missing))
+            missing = "not every task was run" if metric in (AVERAGE, AVERAGE_OF_SMALL) else "not run at this scale"
+            cells.append(common.measured_cell(paper, stem, paper.label(stem), column.name, of_cell, unit, scale, missing, source))
     return common.table(cells, methods)
 
 

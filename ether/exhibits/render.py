@@ -116,16 +116,18 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
             "score on one half of the prompts, measured on the other half."
         )
     lines.append("Paper: the number as the paper prints it.")
+    if shown := [e for e in paper.elsewhere if e.column in described and e.method in set(cells["method"])]:
+        lines += [f"Elsewhere: {paper.sources[name]}." for name in dict.fromkeys(e.source for e in shown)]
     return lines
 
 
 def to_markdown(paper: PublishedTable, cells: pd.DataFrame, title: str, notes: Sequence[str] = ()) -> str:
-    """The table as Markdown: two lines per method, ours and the paper's, then the notes as a list."""
+    """The table as Markdown: ours, the paper's and, if there are any, other papers' numbers; then the notes as a list."""
     columns = column_order(paper, cells)
     top = best(paper, cells)
     lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     for stem, label, row in _rows(cells):
-        ours, papers = [], []
+        ours, papers, others = [], [], []
         for name in columns:
             cell, column = row.get(name), paper.column(name)
             text = NOTHING if cell is None else number(cell.ours, column)
@@ -133,7 +135,10 @@ def to_markdown(paper: PublishedTable, cells: pd.DataFrame, title: str, notes: S
                 text = f"**{text}**"
             ours.append(text if cell is None else f"{text} {spread(cell, column)}".strip())
             papers.append(NOTHING if cell is None else cell.printed or NOTHING)
+            others.append(paper.third(stem, name) or NOTHING)
         lines += [f"| {label} | ours | {' | '.join(ours)} |", f"| | paper | {' | '.join(papers)} |"]
+        if set(others) != {NOTHING}:
+            lines.append(f"| | elsewhere | {' | '.join(others)} |")
     return "\n".join([*lines, "", *[f"- {note}" for note in notes], ""])
 
 
@@ -176,7 +181,8 @@ def to_html(paper: PublishedTable, cells: pd.DataFrame) -> str:
             note = html.escape("; ".join(filter(None, [f"n = {cell.n}" if cell.n else "", cell.note])), quote=True)
             line.append(
                 f"<td style='{_CELL}' title='{note}'>{text}{_small(spread(cell, column), '#555')}"
-                f"{_small(printed, '#333' if cell.comparable else '#999')}</td>"
+                f"{_small(printed, '#333' if cell.comparable else '#999')}"
+                f"{_small(third, '#999') if (third := paper.third(stem, name)) else ''}</td>"
             )
         body.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(f"<th style='{_CELL}'>{html.escape(name)}</th>" for name in columns)

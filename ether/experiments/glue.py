@@ -1,5 +1,9 @@
 """GLUE (Sec. 5.2.1, Table 4): eight sentence-understanding tasks, trained with transformers' Trainer.
 
+Rows: ``validation`` (the evaluation split) at every evaluation; ``selection`` and ``report``, the score of one half of its
+examples each, the same halves in every run; ``last`` and ``best``, the values of `report` at the last evaluation and at the one
+with the highest score in `selection`; and the loss in ``train``.
+
 Metrics as in the paper: matched accuracy for MNLI, Matthews correlation for CoLA, the average of Pearson and Spearman
 correlation for STS-B, accuracy for the other tasks. Values are percentages.
 """
@@ -23,10 +27,11 @@ from ether.errors import one_of
 from ether.experiments.common import Fitted, Loaded, Skeleton, splits_fingerprint
 from ether.results import digest
 from ether.silence import quiet
-from ether.training import steps_in_all, train_and_evaluate
+from ether.training import chosen_rows, steps_in_all, train_and_evaluate
 
 MODEL, DATA = "glue.model.path", "glue.data.path"  # settings named in error messages
-MEASURED = ("score", "accuracy", "pearson", "spearman", "loss")
+HALVES = ("selection", "report")  # of the evaluation split
+MEASURED = ("score", "accuracy", "pearson", "spearman", "loss", *(f"{half}_score" for half in HALVES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +174,25 @@ class Glue:
             train_dataset=data.train,
             eval_dataset=data.evaluation,
             data_collator=transformers.DataCollatorWithPadding(data.tokenizer),
-            compute_metrics=lambda p: score(task.metric, _first(p.predictions), _first(p.label_ids)),
+            compute_metrics=lambda p: halves(task.metric, _first(p.predictions), _first(p.label_ids)),
         )
+        of_half = {f"{half}_score": half for half in HALVES}
+        rows = [
+            (step, of_half.get(name, split), "score" if name in of_half else name, value) for step, split, name, value in rows
+        ]
+        rows += chosen_rows(rows, trained.steps)
         return Fitted(rows + trained.losses, trained.steps, trained.seconds, trained.status, trained.reason)
+
+
+def halves(metric: str, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """As `score`, and the score of each half of the examples as `selection_score` and `report_score`.
+
+    The halves are drawn with a fixed seed: they are the same for every run of a task.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    parts = dict(zip(HALVES, np.array_split(order, len(HALVES)), strict=True))
+    found = {f"{half}_score": score(metric, outputs[part], labels[part])["score"] for half, part in parts.items()}
+    return score(metric, outputs, labels) | found
 
 
 def _first(output: Any) -> np.ndarray:

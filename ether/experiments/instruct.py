@@ -24,7 +24,7 @@ import torch
 import transformers
 from torch import nn
 
-from ether import hub
+from ether import hub, machine
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, one_of
 from ether.experiments.common import Fitted, Loaded, Rows, Skeleton, splits_fingerprint
@@ -162,7 +162,11 @@ class Instruct:
 
     def _scores(self, data: InstructData, model: nn.Module, spec: RunSpec, batch_size: int) -> dict[str, float]:
         found = language.evaluate(
-            model, data.tokenizer, data.tasks, batch_size=batch_size, limit=spec.settings["limits"]["evaluation"]
+            model,
+            data.tokenizer,
+            data.tasks,
+            batch_size=machine.limits().evaluated_at_once(batch_size),
+            limit=spec.settings["limits"]["evaluation"],
         )
         return language.measurements(found)
 

@@ -70,7 +70,7 @@ from torch import nn
 from ether import hub
 from ether.config import RunSpec
 from ether.diffusion import dataset
-from ether.diffusion.evaluation import Drift, Evaluation, EvaluationCallback, chosen_rows
+from ether.diffusion.evaluation import Drift, Evaluation, EvaluationCallback
 from ether.diffusion.judges import check_judges, shared_judges, shared_reader
 from ether.diffusion.losses import DreamBoothLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, class_pictures, load_pipeline
@@ -80,7 +80,7 @@ from ether.experiments.common import SAMPLES, Fitted, Loaded, Rows, Skeleton
 from ether.measures import images
 from ether.methods.layer_sets import layer_set
 from ether.results import digest, file_digest
-from ether.training import Trained, checkpoint_interval, train, training_arguments
+from ether.training import Trained, checkpoint_interval, chosen_rows, train, training_arguments
 
 INSTANCE, PRIOR = "a photo of {0} {1}", "a photo of {1}"  # prompts of training, as in the scripts of DreamBooth
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,17 @@ def _step_memory(name: str, how: str, tokens: int, batch: int, dtype: torch.dtyp
 
 
 def _saved(model: nn.Module, tokens: int, batch: int) -> int:
-    """Bytes that autograd saves between forward and backward, without the model's parameters and buffers."""
+    """Bytes that autograd saves in a step of a decoder, without the model's parameters and buffers."""
+    return saved_by(model, lambda state: language_model_loss(model, tokens, batch, state))
+
+
+def saved_by(model: nn.Module, call: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> int:
+    """Bytes that autograd saves in a call, each storage once and without the model's parameters and buffers.
+
+    Args:
+        model: on the meta device.
+        call: computes a loss from tensors in place of the model's parameters and buffers, {name: tensor}.
+    """
     with FakeTensorMode(), quiet():
         # Fake tensors without values whose device is the CPU: unlike meta tensors they pass device checks.
         state = {
@@ -80,5 +90,5 @@ def _saved(model: nn.Module, tokens: int, batch: int) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            language_model_loss(model, tokens, batch, state)
+            call(state)
         return sum(storage.nbytes() for storage in saved.values())

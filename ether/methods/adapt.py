@@ -21,6 +21,7 @@ import ether.tuners  # noqa: F401 - registers ETHER and NAIVE with PEFT; boft: a
 from ether.errors import ConfigurationError, EtherError, one_of
 from ether.methods.bottleneck import add_bottlenecks
 from ether.methods.layer_sets import layer_set
+from ether.methods.oft import official_radius
 from ether.tuners.layer import EtherLayer
 
 KINDS = ("peft", "full", "bitfit", "linear-probe", "bottleneck", "frozen", "none")
@@ -178,7 +179,7 @@ def _with_peft(
             raise  # SHiRA and others read the values of the weights, which the meta device does not have
         raise ConfigurationError(f"PEFT rejects {name} with {arguments}: {type(error).__name__}: {error}") from error
     _check_block_sizes(adapted)
-    return adapted
+    return official_radius(adapted)
 
 
 # --- adaptation ------------------------------------------------------------------------------------------------

@@ -77,6 +77,16 @@ class PublishedCell:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """A number of another paper for one of our cells."""
+
+    method: str
+    column: str  # of the paper or of this suite
+    printed: str
+    source: str  # a key of the table's `sources`
+
+
+@dataclass(frozen=True)
 class PublishedTable:
     """One table of the paper, and the additional columns of this suite."""
 
@@ -87,6 +97,8 @@ class PublishedTable:
     beside: tuple[Column, ...] = ()  # our additional columns, in the order of printing
     labels: Mapping[str, str] = field(default_factory=dict)  # stem -> label, of every method and reference
     references: tuple[str, ...] = ()  # stems of the rows that are not methods
+    elsewhere: tuple[Elsewhere, ...] = ()  # numbers of other papers
+    sources: Mapping[str, str] = field(default_factory=dict)  # name of another paper -> reference and what differs
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -105,6 +117,11 @@ class PublishedTable:
         printed = self.printed(method, column)
         found = number(printed)
         return (math.nan, "") if found is None else (found, printed)
+
+    def third(self, method: str, column: str) -> str:
+        """The numbers of other papers for one of our cells, 'PSOFT 87.30'; empty if there is none."""
+        found = [e for e in self.elsewhere if (e.method, e.column) == (method, column)]
+        return ", ".join(f"{e.source} {e.printed}" for e in found)
 
     def column(self, name: str) -> Column:
         """The column `name` of the paper or of this suite; with the suffix ", best" at the chosen checkpoint.
@@ -238,4 +255,16 @@ def _table(name: str, content: dict[str, Any], methods: dict[str, str], file: st
         if (row.method, row.setting) in [(other.method, other.setting) for other in rows]:
             raise ConfigurationError(f"{where} has the row {f'{stem} {row.setting}'.strip()!r} twice; remove one of them.")
         rows.append(row)
-    return PublishedTable(name, content["title"], columns, tuple(rows), beside, known, tuple(references))
+    sources: dict[str, str] = content.get("sources", {})
+    elsewhere = tuple(Elsewhere(**entry) for entry in content.get("elsewhere", []))
+    names = [column.name for column in (*columns, *beside)]
+    for other in elsewhere:
+        for kind, value, every in (
+            ("source", other.source, sources),
+            ("column", other.column, names),
+            ("method", other.method, known),
+        ):
+            if value not in every:
+                raise one_of(kind, value, every, f"{where}, elsewhere")
+        number(other.printed)
+    return PublishedTable(name, content["title"], columns, tuple(rows), beside, known, tuple(references), elsewhere, sources)

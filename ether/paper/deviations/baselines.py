@@ -90,4 +90,25 @@ def vera_start() -> Point:
     )
 
 
-POINTS = (boft_factors, cayley, vera_start)
+def constraint() -> Point:
+    """COFT's radius in the official code and in PEFT."""
+    eps = config.runs(config.load("paper", {"methods": "oft-n4", "tasks": "teapot", "seeds": "0"}), "subject")[0].adapt["config"][
+        "eps"
+    ]
+    blocks = parameters.settings(config.method("oft-n4")["adapt"])["r"]
+    rows = []
+    for width in (320, 640, 768, 1280):
+        size = width // blocks
+        official, in_peft = eps * size**2 / math.sqrt(blocks), eps / math.sqrt(blocks)
+        rows.append([width, size, f"{official:.2f}", f"{in_peft:.1e}", f"{official / in_peft:,.0f}"])
+    return Point(
+        "COFT in PEFT",
+        "OFT's scripts for DreamBooth, which App. C.1 follows, constrain the rotations (COFT, eps 6e-5): the Frobenius norm of a "
+        "skew-symmetric block of size b is kept below eps b² / √r. PEFT copies the projection without the factor b², so the same "
+        "eps leaves next to no rotation. At the paper's scale OFT of Table 2 has the official radius (`ether/methods/oft.py`; a "
+        "test trains it beside the official formulas); the small scale has no constraint, and neither has Naive.",
+        table(["width", "b", "official radius", "PEFT", "ratio"], rows),
+    )
+
+
+POINTS = (boft_factors, cayley, constraint, vera_start)
