@@ -23,6 +23,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 BEGIN, END = "<!-- benchmarks/record.py -->", "<!-- end of benchmarks/record.py -->"
 
 FIRST = ("frozen layer", "ETHER n=1", "ETHER n=32", "ETHER+ n=1", "ETHER+ n=32", "ETHER n=32 weight side")
+LLAMA = ("4096x4096", "4096x11008", "11008x4096")  # the linear layers of Llama-2-7B
 # {device: [(benchmark, its options)]}
 RUNS = {
     "cpu": [
@@ -31,8 +32,8 @@ RUNS = {
         ("step", ["--size", "110m", "--batch", "2", "--rounds", "3", "--methods", *FIRST[1:], "VeRA r=64"]),
     ],
     "cuda": [
-        ("layer", ["--shapes", "4096x4096", "4096x11008", "--tokens", "8192", "--methods", *FIRST]),
-        ("step", ["--size", "7b", "--tokens", "1024", "--batch", "4"]),
+        ("layer", ["--shapes", *LLAMA, "--tokens", "8192", "--sample", "0.015", "--rounds", "9"]),
+        ("step", ["--size", "7b", "--tokens", "1024", "--batch", "4", "--rounds", "5", "--methods", *FIRST[1:]]),
     ],
 }
 LABELS = {
