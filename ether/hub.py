@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether.errors import ConfigurationError, MissingResourceError
+from ether.errors import EtherError, MissingResourceError
 from ether.results import file_digest
 
 FOUNDATION = "foundation/"  # models this project pretrains: shipped in the package or rebuilt by the workflow
 WORLD = "world/"  # data sets this project generates, under results/<scale>/world
+_REMAKE = "If it is a generated file (under results/), delete it and start again; otherwise replace it."
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
         setting: the key of the scale that names it, for the message.
 
     Raises:
-        MissingResourceError: the repository is gated or unknown, the hub is unreachable, or a folder lacks required files.
+        MissingResourceError: the repository is gated or unknown, the hub is unreachable, or a folder lacks required files or
+            has unusable ones.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -72,7 +74,7 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
     )
     try:
         yield
-    except (ConfigurationError, MissingResourceError):
+    except (EtherError, MemoryError):
         raise
     except Exception as error:
         chain: list[BaseException] = []
@@ -100,9 +102,12 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
                 f"The {described} is not on this machine and the hub cannot be reached. Connect to the internet once to "
                 f"download it, or use the scale `small`, which needs no hub. {remedy}"
             ) from error
-        if isinstance(error, OSError | ValueError | KeyError) and source.folder is not None:
-            raise MissingResourceError(f"The {described} cannot be loaded from {source.folder}: {error}. {remedy}") from error
-        raise
+        if source.folder is None or type(error).__name__ == "OutOfMemoryError":  # torch's, which is a RuntimeError
+            raise
+        # Whatever a library raises: files that are damaged, not of this kind, refused (pickles), or do not fit together.
+        root = chain[-1] if str(chain[-1]) else error
+        reason = f"{type(root).__name__}: {root}"[:1000]
+        raise MissingResourceError(f"The {described} cannot be loaded from {source.folder}: {reason}. {remedy}") from error
 
 
 # --- models ----------------------------------------------------------------------------------------------------
@@ -215,7 +220,10 @@ def check_columns(source: Source, config: str, split: str, columns: tuple[str, .
 
     file = split_file(source, config, split)
     if file.suffix == ".parquet":
-        available = pyarrow.parquet.read_schema(file).names
+        try:
+            available = pyarrow.parquet.read_schema(file).names
+        except (OSError, ValueError) as error:
+            raise MissingResourceError(f"{file} is damaged or not a parquet file ({error}). {_REMAKE}") from error
         missing = [column for column in columns if column not in available]
         if missing:
             raise MissingResourceError(
@@ -228,7 +236,7 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
     """One split as a ``datasets.Dataset`` with at least the named columns.
 
     Raises:
-        MissingResourceError: the data set, configuration, split or a column is missing.
+        MissingResourceError: the data set, configuration, split or a column is missing, or the split has no rows.
     """
     import datasets
 
@@ -245,4 +253,6 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
             f"The data set {source.name!r} ({config}, {split}) has no column {missing[0]!r}; it has "
             f"{', '.join(loaded.column_names)}. Rename the column in the file, or change `{setting}` in workflow/scales/."
         )
+    if not len(loaded):
+        raise MissingResourceError(f"The data set {source.name!r} ({config}, {split}) has no rows. {_REMAKE}")
     return loaded
