@@ -157,6 +157,26 @@ def _folder_or_mirror(kind: str, path: str, revision: str | None, resources: Map
     return Source(path, None, revision)
 
 
+def complete(loaded: Any, source: Source, setting: str) -> Any:
+    """The model of what ``from_pretrained(..., output_loading_info=True)`` returns, if the files have its weights.
+
+    Tensors that are missing are drawn at random. A new head is expected to be missing, and some checkpoints lack a few tensors
+    that are not used.
+
+    Raises:
+        MissingResourceError: most of the model's tensors are missing, because the files are those of another model.
+    """
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    total = len(model.state_dict())
+    if 2 * len(missing) > total:
+        raise MissingResourceError(
+            f"The files of the model {source.name!r} have no values for {len(missing)} of its {total} tensors, such as "
+            f"{missing[0]!r}: they belong to another model, or their names were changed. Change `{setting}` in workflow/scales/."
+        )
+    return model
+
+
 @functools.lru_cache(maxsize=32)
 def folder_fingerprint(folder: Path, suffixes: tuple[str, ...] = (".safetensors", ".bin", ".json")) -> str:
     """SHA-256 over the names and contents of a folder's files (weights, configuration, tokenizer)."""

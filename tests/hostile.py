@@ -47,7 +47,11 @@ TEXTS = (
 # ETHER_FUZZ=40 in the environment searches for longer: forty times as many examples, each time others.
 LONGER = int(os.environ.get("ETHER_FUZZ", "0"))
 few = settings(
-    max_examples=25 * max(LONGER, 1), deadline=None, derandomize=not LONGER, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=25 * max(LONGER, 1),
+    deadline=None,
+    derandomize=not LONGER,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 more = settings(few, max_examples=4 * few.max_examples)
 

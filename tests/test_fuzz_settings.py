@@ -86,7 +86,10 @@ def _tried(scale: config.Scale) -> None:
 @example("a: " + "[" * 100_000)
 @example("a: " + "[" * 60 + "]" * 60)
 @example(f"a: !!python/object/apply:os.system ['touch {CANARY}']")
-@example("a: &a [x, x]\nb: &b [*a, *a]\n" + "".join(f"c{i}: &c{i} [*{p}, *{p}]\n" for i, p in enumerate(["b", *[f"c{n}" for n in range(30)]])))
+@example(
+    "a: &a [x, x]\nb: &b [*a, *a]\n"
+    + "".join(f"c{i}: &c{i} [*{p}, *{p}]\n" for i, p in enumerate(["b", *[f"c{n}" for n in range(30)]]))
+)
 @more
 def test_any_file_is_a_mapping_of_plain_values_or_refused(folder, content):
     folder.mkdir(exist_ok=True)
@@ -119,7 +122,11 @@ def test_any_scale_has_jobs_or_is_refused(workflow, content):
             _tried(scale)
         except EtherError:
             return
-        assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", name) for world in scale.settings["world"].values() for name in world.get("sizes", {}))
+        assert all(
+            re.fullmatch(r"[A-Za-z0-9._+-]+", name)
+            for world in scale.settings["world"].values()
+            for name in world.get("sizes", {})
+        )
 
 
 def test_the_name_of_a_scale_is_no_command(workflow):
@@ -153,8 +160,8 @@ class _Layers(nn.Module):
 @few
 def test_any_method_can_be_applied_or_is_refused(workflow, content, data):
     if data.draw(st.booleans()) and isinstance(content.get("adapt"), dict):
-        names = st.sampled_from(["n_blocks", "dropout", "sides", "target_modules", "layers_to_transform", "init_weights", "relaxed"])
-        content["adapt"]["config"] = data.draw(st.dictionaries(names, hostile.value, max_size=3))
+        names = ("n_blocks", "dropout", "sides", "target_modules", "layers_to_transform", "init_weights", "relaxed")
+        content["adapt"]["config"] = data.draw(st.dictionaries(st.sampled_from(names), hostile.value, max_size=3))
     with _file(workflow / "methods/mine.yaml", content):
         try:
             scale = config.load("smoke", {"methods": "mine", "tasks": "rte"})
@@ -244,12 +251,13 @@ def test_values_of_config_stay_one_word_of_the_shell(tmp_path):
 
 FIELDS = ("n_blocks", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
           "dropout", "init_weights", "task_type", "inference_mode")  # fmt: skip
+USUAL = [["lin0"], "lin0", "(", 1, True, "both", "release"]
 
 
 @given(
     st.sampled_from([EtherConfig, NaiveConfig]),
-    st.dictionaries(st.sampled_from(FIELDS), hostile.value | st.sampled_from([["lin0"], "lin0", "(", 1, True]), max_size=3),
-    st.dictionaries(st.sampled_from(["relaxed", "sides", "layout"]), hostile.value | st.sampled_from(["both", "release"]), max_size=2),
+    st.dictionaries(st.sampled_from(FIELDS), hostile.value | st.sampled_from(USUAL), max_size=3),
+    st.dictionaries(st.sampled_from(["relaxed", "sides", "layout"]), hostile.value | st.sampled_from(USUAL), max_size=2),
 )
 @example(EtherConfig, {"target_modules": "("}, {})
 @example(EtherConfig, {"dropout": "0.1"}, {})

@@ -135,14 +135,16 @@ class Glue:
         dtype = settings["model"].get("dtype", "float32")
         transformers.set_seed(spec.seed)  # the head's initialisation
         with hub.explained(source, "model", MODEL), quiet():
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source.location,
+                output_loading_info=True,
                 num_labels=task.labels,
                 problem_type="regression" if task.labels == 1 else "single_label_classification",
                 dtype=getattr(torch, dtype),  # the default of transformers 5 is the precision of the checkpoint
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
+        model = hub.complete(loaded, source, MODEL)
         return Loaded(
             model=model,
             task_type="SEQ_CLS",
