@@ -6,8 +6,8 @@ message that says what to do; what it says is then done (a named file is deleted
     python benchmarks/faults.py --output faults.parquet                      # 50 kills and two of each other fault
     python benchmarks/faults.py --kills 4 --others 1 --kinds step checkpoint # a few
 
-Works in a copy of the project, in a temporary folder. A full and a read-only disk are a small tmpfs, which needs the right to mount
-one; without it a full disk is simulated by a limit to the size of files, and the read-only disk is left out. Linux only.
+Works in a copy of the project, in a temporary folder. A full and a read-only disk are a small tmpfs, which needs the right to
+mount one; without it a full disk is simulated by a limit to the size of files, and the read-only disk is left out. Linux only.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             source, target = ROOT / part, folder / part
             if source.is_dir():

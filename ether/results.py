@@ -86,11 +86,26 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
                 "when their job is done) and start again: finished runs are kept and not repeated."
             ) from error
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
-            raise HardwareError(
-                f"{path} cannot be written: {getattr(error, 'strerror', None) or text}. Make the folder `results` writable for "
-                "this user and start again: finished runs are kept and not repeated."
-            ) from error
+            raise _read_only(path, getattr(error, "strerror", None) or text) from error
         raise
+
+
+def _read_only(path: str | os.PathLike[str], reason: str) -> HardwareError:
+    return HardwareError(
+        f"{path} cannot be written: {reason}. Make the folder `results` writable for this user and start again: finished runs "
+        "are kept and not repeated."
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written to a folder, or that it can be made; makes nothing.
+
+    Raises:
+        HardwareError: the folder, or the existing one that would contain it, is read-only for this user.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _read_only(existing, "the disk or the folder is read-only")
 
 
 @contextlib.contextmanager

@@ -339,6 +339,14 @@ def test_a_full_disk_is_explained(error, tmp_path):
         raise error
 
 
+def test_a_read_only_folder_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    results.check_writable(tmp_path / "not" / "yet")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(results.os, "access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
+    with pytest.raises(HardwareError, match=rf"{tmp_path} cannot be written: .* read-only"):
+        results.check_writable(tmp_path / "not" / "yet")
+
+
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), PermissionError(13, "Permission denied")])
 def test_a_read_only_disk_is_explained(error, tmp_path):
     with pytest.raises(HardwareError, match="cannot be written"), results.atomic(tmp_path / "x"):
