@@ -1,7 +1,7 @@
 """Faults on purpose: kills, full and read-only disks, damaged files and two workflows at once, at smoke scale.
 
 After each fault the same command is started again. It must end with the numbers of an undisturbed run, to the bit, or stop with a
-message that says what to do; what it says is then done (a named file is deleted, a lock is removed), and it must end with them.
+message that says what to do; what it says is then done (the named file is deleted), and it must end with them.
 
     python benchmarks/faults.py --output faults.parquet                      # 50 kills and two of each other fault
     python benchmarks/faults.py --kills 4 --others 1 --kinds step checkpoint # a few
@@ -109,9 +109,12 @@ class Ended:
     @property
     def message(self) -> str:
         """The paragraph that says what is wrong."""
-        wanted = re.compile(r"damaged|No space|cannot be written|killed|stopped before|lock|differs|failed|Error", re.I)
-        lines = [line.strip() for line in self.output.splitlines() if wanted.search(line)]
-        return lines[0][:400] if lines else ""
+        lines = [line.strip() for line in self.output.splitlines()]
+        explained = r"damaged|No space left|cannot be written|was killed|stopped before|is not the file"
+        for wanted in (explained, "failed|Error"):
+            if found := [line for line in lines if re.search(wanted, line)]:
+                return found[0][:400]
+        return ""
 
 
 class Project:
@@ -138,9 +141,9 @@ class Project:
             elif path.exists():
                 shutil.rmtree(path)
 
-    def start(self, limit: int | None = None, *more: str) -> subprocess.Popen[str]:
+    def start(self, limit: int | None = None) -> subprocess.Popen[str]:
         """Starts the workflow; its output is in a file. `limit`: maximum size of a file in bytes."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", "table4", *more, "--config", "scale=faults"]
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "table4", "--config", "scale=faults"]
         environment = {**os.environ, "ETHER_PROGRESS": "on", "PYTHONPATH": str(self.folder)}
         limited = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
         output = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115 - read when it has ended
@@ -312,9 +315,7 @@ class Trials:
             if ended.status == 0:
                 break
             self._note(trial, ended)
-            if "Directory cannot be locked" in ended.output:
-                self.project.ended(self.project.start(None, "--unlock"))
-            elif damaged := re.search(r"(\S+\.parquet) is damaged", ended.output):
+            if damaged := re.search(r"(\S+\.parquet) is damaged", ended.output):
                 (self.project.folder / damaged.group(1)).unlink(missing_ok=True)
         else:
             trial.log = trial.log or ended.output[-4000:]

@@ -55,8 +55,8 @@ def test_a_trial_fails_if_the_numbers_differ_or_a_stack_trace_is_shown(faults, v
 def test_a_stack_trace_is_not_a_clear_message(faults):
     trial = faults.Trials.__new__(faults.Trials)
     made = faults.Trial(1, "weights")
-    trial._note(made, faults.Ended(1, "x\nmodel.safetensors differs from the card.\n", 1.0))
-    assert made.clear and made.message == "model.safetensors differs from the card."
+    trial._note(made, faults.Ended(1, "x\ncheck failed\nmodel.safetensors is not the file of the card.\n", 1.0))
+    assert made.clear and made.message == "model.safetensors is not the file of the card."
     trial._note(made, faults.Ended(1, "Traceback (most recent call last):\n  ...\nOSError: x", 1.0))
     assert not made.clear and "OSError" in made.log
 
