@@ -11,7 +11,7 @@ sys.path.insert(0, workflow.basedir)  # import the package from this checkout, e
 from snakemake.exceptions import WorkflowError
 
 from ether import config as ether_config
-from ether import progress, sources
+from ether import progress, results, sources
 from ether.errors import EtherError
 
 SCALE_NAME = str(config.get("scale", "small"))
@@ -20,6 +20,8 @@ try:
     SCALE = ether_config.load(SCALE_NAME, OVERRIDES)
     EXPERIMENTS, EXHIBITS = ether_config.experiments(), ether_config.exhibits()
     JOBS = {name: ether_config.jobs(SCALE, name) for name in SCALE.experiments()}
+    if not workflow.output_settings.dryrun:
+        results.check_writable(SCALE.results)  # Snakemake's own error for a read-only folder is a stack trace
 except EtherError as error:
     raise WorkflowError(str(error))
 RESULTS = str(SCALE.results)

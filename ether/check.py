@@ -17,7 +17,7 @@ from typing import Any
 
 from ether import results
 from ether.config import RunSpec, experiments, load, runs
-from ether.errors import ConfigurationError, EtherError, HardwareError, combined
+from ether.errors import ConfigurationError, EtherError, HardwareError, combined, json_object
 
 FREE_SPACE = 2 * 1024**3  # bytes; the small scale's results take a few MB, checkpoints of larger models far more
 # A method that reads the values of the weights (SHiRA) cannot be built on the meta device. Models up to this many parameters
@@ -176,9 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overrides", default="{}", help="a JSON object")
     parser.add_argument("--output", type=Path, help="report file, written if no error is found")
     options = parser.parse_args(arguments)
-    overrides = json.loads(options.overrides)
     warnings.filterwarnings("ignore", category=FutureWarning)  # raised between libraries; a user cannot act on them
     try:
+        overrides = json_object(options.overrides, "--overrides")
         count = check(options.scale, options.experiments, overrides)
     except EtherError as error:
         print(f"\n{error}\n", file=sys.stderr)

@@ -82,6 +82,10 @@ def scale_names() -> list[str]:
 def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name not in scale_names():
         raise one_of("scale", name, scale_names(), "--config scale=…")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):  # it is part of commands and paths
+        raise ConfigurationError(
+            f"workflow/scales/{name}.yaml: the file's name identifies the scale; use letters, digits, '.', '_', '+', '-'."
+        )
     if name in seen:
         raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are circular overlays: change `over` in one of them.")
     content = read_yaml(WORKFLOW / "scales" / f"{name}.yaml")
@@ -118,7 +122,7 @@ class Scale:
     def replay(self) -> Path | None:
         """The folder of stored metrics and samples that ``--config replay=FOLDER`` reads instead of running experiments."""
         folder = self.overrides.get("replay")
-        return Path(folder).expanduser() if folder else None
+        return Path(str(folder)).expanduser() if folder else None
 
     @property
     def metrics_folder(self) -> Path:
@@ -176,22 +180,25 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         if key not in OVERRIDES:
             raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
     settings = _read_scale(name)
+    file = WORKFLOW / "scales" / f"{name}.yaml"
     for experiment in experiments():  # null: the scale leaves out an experiment of the scale that it is an overlay on
         if experiment in settings and settings[experiment] is None:
             del settings[experiment]
-    for experiment in experiments():
-        if like := (settings.get(experiment) or {}).get("like"):
-            if like not in settings:
-                raise one_of("experiment", like, settings, f"{experiment}.like of scale {name!r}")
-            settings[experiment] = overlay(settings[like] or {}, settings[experiment])
-    file = WORKFLOW / "scales" / f"{name}.yaml"
+    sections = {experiment: settings[experiment] for experiment in experiments() if experiment in settings}
+    for experiment, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ConfigurationError(f"{file}, at {experiment}: {section!r} is not a mapping.")
+        if like := section.get("like"):
+            if not isinstance(like, str) or not isinstance(sections.get(like), Mapping):
+                raise one_of("experiment", like, sections, f"{experiment}.like of scale {name!r}")
+            settings[experiment] = overlay(settings[like], section)
     validate(settings, "scale", file, modules())  # before names in it are looked up; the command line's values are checked below
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])
     if "seeds" in given:
         seeds = _as_list(given["seeds"])
-        if not seeds or not all(seed.isdigit() for seed in seeds):
+        if not seeds or not all(re.fullmatch(r"[0-9]{1,10}", seed) for seed in seeds):
             raise ConfigurationError(f"--config seeds={given['seeds']}: give whole numbers, as seeds=0,1,2.")
         settings["seeds"] = [int(seed) for seed in seeds]
     for key in ("methods", "tasks"):
@@ -201,7 +208,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
                 raise ConfigurationError(f"--config {key}={given[key]}: give at least one name.")
             _choose(settings, key, names, name)
     validate(settings, "scale", file, modules())
-    _check_folders(settings["mirror"], given.get("replay"))
+    for key, folder, inside in (("mirror", settings["mirror"], ""), ("replay", given.get("replay"), "metrics")):
+        if folder:
+            _check_folder(key, str(folder), inside)
     scale = Scale(name, settings, dict(given))
     for experiment in scale.experiments():
         chosen_methods(scale, experiment)
@@ -212,27 +221,30 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     return scale
 
 
-def _check_folders(mirror: str | None, replay: str | None) -> None:
-    """Checks the folders given by --config.
+def _check_folder(key: str, folder: str, inside: str) -> None:
+    """Checks a folder given by --config: `mirror`, or `replay`, which has a folder of the name `inside`.
 
     Raises:
-        ConfigurationError: a path contains a brace, which Snakemake interprets as a wildcard.
-        MissingResourceError: a folder does not exist, or the replay folder has no metrics.
+        ConfigurationError: not a possible path, or one with a brace, which Snakemake interprets as a wildcard.
+        MissingResourceError: the folder does not exist, or the replay folder has no metrics.
     """
-    for key, folder in (("mirror", mirror), ("replay", replay)):
-        if folder and re.search(r"[{}]", str(folder)):
-            raise ConfigurationError(
-                f"--config {key}={folder}: a path with braces cannot be used, because Snakemake interprets the text between "
-                "them as a wildcard. Rename the folder, or create a link to it without braces."
-            )
-    if mirror and not Path(mirror).expanduser().is_dir():
+    if re.search(r"[{}]", folder):
+        raise ConfigurationError(
+            f"--config {key}={folder}: a path with braces cannot be used, because Snakemake interprets the text between "
+            "them as a wildcard. Rename the folder, or create a link to it without braces."
+        )
+    try:
+        found = "\0" not in folder and (Path(folder).expanduser() / inside).is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~user of an unknown user, not encodable
+        raise ConfigurationError(f"--config {key}={folder[:200]!r} is not a path: {error}.") from error
+    if key == "mirror" and not found:
         raise MissingResourceError(
-            f"The mirror folder {mirror} does not exist. Set --config mirror=FOLDER to a folder with the layout "
+            f"The mirror folder {folder} does not exist. Set --config mirror=FOLDER to a folder with the layout "
             "datasets/<hub id>/<config>/<split>.parquet and models/<hub id>/, or omit it to use the hub."
         )
-    if replay and not (Path(replay).expanduser() / "metrics").is_dir():
+    if not found:
         raise MissingResourceError(
-            f"There is nothing to replay in {replay}: it has no folder `metrics`. Set --config replay=FOLDER to a folder with "
+            f"There is nothing to replay in {folder}: it has no folder `metrics`. Set --config replay=FOLDER to a folder with "
             "the layout of results/published/small: metrics/<experiment>.parquet, metrics/<experiment>.runs.parquet and samples/."
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 
 class EtherError(Exception):
@@ -28,6 +30,21 @@ def combined(errors: Sequence[EtherError]) -> EtherError:
     """Combines several errors into one with all their messages, in order and without duplicates. A single error is returned."""
     messages = list(dict.fromkeys(str(error) for error in errors))
     return errors[0] if len(messages) == 1 else ConfigurationError("\n\n".join(messages))
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """The value of an option of a command line that is a JSON object.
+
+    Raises:
+        ConfigurationError: the text is something else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{option} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{option} must be a JSON object, such as '{{\"name\": 1}}', not {text[:80]!r}.")
+    return value
 
 
 def one_of(what: str, name: object, known: object, where: str = "") -> ConfigurationError:

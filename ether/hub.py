@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether.errors import ConfigurationError, MissingResourceError
+from ether.errors import EtherError, MissingResourceError
 from ether.results import file_digest
 
 FOUNDATION = "foundation/"  # models this project pretrains: shipped in the package or rebuilt by the workflow
 WORLD = "world/"  # data sets this project generates, under results/<scale>/world
+_REMAKE = "If it is a generated file (under results/), delete it and start again; otherwise replace it."
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
         setting: the key of the scale that names it, for the message.
 
     Raises:
-        MissingResourceError: the repository is gated or unknown, the hub is unreachable, or a folder lacks required files.
+        MissingResourceError: the repository is gated or unknown, the hub is unreachable, or a folder lacks required files or
+            has unusable ones.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -72,7 +74,7 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
     )
     try:
         yield
-    except (ConfigurationError, MissingResourceError):
+    except (EtherError, MemoryError):
         raise
     except Exception as error:
         chain: list[BaseException] = []
@@ -100,9 +102,12 @@ def explained(source: Source, kind: str, setting: str) -> Iterator[None]:
                 f"The {described} is not on this machine and the hub cannot be reached. Connect to the internet once to "
                 f"download it, or use the scale `small`, which needs no hub. {remedy}"
             ) from error
-        if isinstance(error, OSError | ValueError | KeyError) and source.folder is not None:
-            raise MissingResourceError(f"The {described} cannot be loaded from {source.folder}: {error}. {remedy}") from error
-        raise
+        if source.folder is None or type(error).__name__ == "OutOfMemoryError":  # torch's, which is a RuntimeError
+            raise
+        # Whatever a library raises: files that are damaged, not of this kind, refused (pickles), or do not fit together.
+        root = chain[-1] if str(chain[-1]) else error
+        reason = f"{type(root).__name__}: {root}"[:1000]
+        raise MissingResourceError(f"The {described} cannot be loaded from {source.folder}: {reason}. {remedy}") from error
 
 
 # --- models ----------------------------------------------------------------------------------------------------
@@ -150,6 +155,26 @@ def _folder_or_mirror(kind: str, path: str, revision: str | None, resources: Map
     if path.startswith((".", "/", "~")):
         raise MissingResourceError(f"The folder {path} does not exist.")
     return Source(path, None, revision)
+
+
+def complete(loaded: Any, source: Source, setting: str) -> Any:
+    """The model of what ``from_pretrained(..., output_loading_info=True)`` returns, if the files have its weights.
+
+    Tensors that are missing are drawn at random. A new head is expected to be missing, and some checkpoints lack a few tensors
+    that are not used.
+
+    Raises:
+        MissingResourceError: most of the model's tensors are missing, because the files are those of another model.
+    """
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    total = len(model.state_dict())
+    if 2 * len(missing) > total:
+        raise MissingResourceError(
+            f"The files of the model {source.name!r} have no values for {len(missing)} of its {total} tensors, such as "
+            f"{missing[0]!r}: they belong to another model, or their names were changed. Change `{setting}` in workflow/scales/."
+        )
+    return model
 
 
 @functools.lru_cache(maxsize=32)
@@ -215,7 +240,10 @@ def check_columns(source: Source, config: str, split: str, columns: tuple[str, .
 
     file = split_file(source, config, split)
     if file.suffix == ".parquet":
-        available = pyarrow.parquet.read_schema(file).names
+        try:
+            available = pyarrow.parquet.read_schema(file).names
+        except (OSError, ValueError) as error:
+            raise MissingResourceError(f"{file} is damaged or not a parquet file ({error}). {_REMAKE}") from error
         missing = [column for column in columns if column not in available]
         if missing:
             raise MissingResourceError(
@@ -228,7 +256,7 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
     """One split as a ``datasets.Dataset`` with at least the named columns.
 
     Raises:
-        MissingResourceError: the data set, configuration, split or a column is missing.
+        MissingResourceError: the data set, configuration, split or a column is missing, or the split has no rows.
     """
     import datasets
 
@@ -245,4 +273,6 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
             f"The data set {source.name!r} ({config}, {split}) has no column {missing[0]!r}; it has "
             f"{', '.join(loaded.column_names)}. Rename the column in the file, or change `{setting}` in workflow/scales/."
         )
+    if not len(loaded):
+        raise MissingResourceError(f"The data set {source.name!r} ({config}, {split}) has no rows. {_REMAKE}")
     return loaded

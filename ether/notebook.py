@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import io
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ether.errors import ConfigurationError, EtherError, MissingResourceError, one_of
+from ether.errors import ConfigurationError, EtherError, MissingResourceError, json_object, one_of
 from ether.silence import hidden
 
 KERNEL = "python3"  # installed by ipykernel into the environment of the current interpreter
@@ -38,19 +37,23 @@ def parameters_of(source: Path) -> set[str]:
 
     Raises:
         MissingResourceError: no such notebook.
-        ConfigurationError: it has no cell tagged ``parameters``.
+        ConfigurationError: it is not a notebook, or has no cell tagged ``parameters``.
     """
     if not source.is_file():
         raise MissingResourceError(f"There is no notebook {source}.")
     with hidden(*UNUSED):
         import nbformat
 
-    notebook = nbformat.read(source, as_version=4)
-    cells = [c for c in notebook.cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    try:
+        notebook = nbformat.read(source, as_version=4)
+        cells = [c for c in notebook.cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        tree = ast.parse("\n".join(c.source for c in cells))
+    except (OSError, ValueError, SyntaxError, AttributeError, TypeError, RecursionError, nbformat.ValidationError) as error:
+        raise ConfigurationError(f"{source} is not a notebook whose parameters can be read: {error}") from error
     if not cells:
         raise ConfigurationError(f"{source} has no cell tagged `parameters`, so nothing can be passed to it.")
     names: set[str] = set()
-    for node in ast.walk(ast.parse("\n".join(c.source for c in cells))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        execute(options.source, options.output, json.loads(options.parameters))
+        execute(options.source, options.output, json_object(options.parameters, "--parameters"))
     except EtherError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from ether.errors import HardwareError, MissingResourceError
+from ether.errors import EtherError, HardwareError, MissingResourceError
 
 METRIC_COLUMNS = {
     "run_id": "string",
@@ -69,32 +69,63 @@ RUN_COLUMNS = {
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Explains a full or read-only disk while files are written at or below `path`.
+
+    Raises:
+        HardwareError: the disk is full or read-only. Every other error is passed on.
+    """
+    try:
+        yield
+    except EtherError:
+        raise
+    except Exception as error:
+        number, text = getattr(error, "errno", None), str(error)  # safetensors and torch wrap the operating system's error
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+            raise HardwareError(
+                f"No space left on the disk that holds {path}. Free some space (runs under results/<scale>/work can be deleted "
+                "when their job is done) and start again: finished runs are kept and not repeated."
+            ) from error
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
+            raise _read_only(path, getattr(error, "strerror", None) or text) from error
+        raise
+
+
+def _read_only(path: str | os.PathLike[str], reason: str) -> HardwareError:
+    return HardwareError(
+        f"{path} cannot be written: {reason}. Make the folder `results` writable for this user and start again: finished runs "
+        "are kept and not repeated."
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be written to a folder, or that it can be made; makes nothing.
+
+    Raises:
+        HardwareError: the folder, or the existing one that would contain it, is read-only for this user.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _read_only(existing, "the disk or the folder is read-only")
+
+
+@contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``, which is renamed to ``path`` if the block ends without an error.
 
     Raises:
-        HardwareError: the disk is full. No incomplete file is left under the final name.
+        HardwareError: the disk is full or read-only. No incomplete file is left under the final name.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(final)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(final) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def disk_full(path: Path) -> HardwareError:
-    """The error for a full disk."""
-    return HardwareError(
-        f"No space left on the disk that holds {path}. Free some space (runs under results/<scale>/work can be deleted when "
-        "their job is done) and start again: finished runs are kept and not repeated."
-    )
+    with writing(final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(final)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_parquet(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -107,6 +138,32 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """Writes text under a temporary name and renames it."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_parquet(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """A frame that was written with (at least) the given columns.
+
+    Args:
+        path: the file.
+        columns: `METRIC_COLUMNS` or `RUN_COLUMNS`.
+
+    Raises:
+        MissingResourceError: the file is missing or damaged, or a column is missing or of another kind.
+    """
+    if not path.is_file():
+        raise MissingResourceError(f"{path} is missing: run the workflow target again to make it.")
+    again = "Delete it and start again: it is then made again."
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingResourceError(f"{path} is damaged or not a parquet file ({reason[:200]}). {again}") from error
+    for name, kind in columns.items():
+        if name not in frame.columns:
+            raise MissingResourceError(f"{path} has no column {name!r}. {again}")
+        if kind != "string" and not pd.api.types.is_numeric_dtype(frame[name]):
+            raise MissingResourceError(f"{path}: the column {name!r} has no numbers, but {frame[name].dtype}. {again}")
+    return frame
 
 
 def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -124,16 +181,11 @@ def collect(folders: Iterable[Path], destination: Path) -> None:
     ``<destination>.runs.parquet``.
 
     Raises:
-        MissingResourceError: a file of a job is missing.
+        MissingResourceError: a file of a job is missing or damaged.
     """
-    metrics: list[pd.DataFrame] = []
-    runs: list[pd.DataFrame] = []
-    for folder in sorted(folders):
-        for name, frames in (("metrics", metrics), ("runs", runs)):
-            file = folder / f"{name}.parquet"
-            if not file.is_file():
-                raise MissingResourceError(f"{file} is missing: run the workflow target again to make it.")
-            frames.append(pd.read_parquet(file))
+    folders = sorted(folders)
+    metrics = [read_parquet(folder / "metrics.parquet", METRIC_COLUMNS) for folder in folders]
+    runs = [read_parquet(folder / "runs.parquet", RUN_COLUMNS) for folder in folders]
     write_parquet(pd.concat(runs, ignore_index=True), destination.with_suffix(".runs.parquet"))
     write_parquet(pd.concat(metrics, ignore_index=True), destination.with_suffix(".parquet"))
 
@@ -236,4 +288,7 @@ class PeakMemory:
 if __name__ == "__main__":  # python -m ether.results DESTINATION FOLDER …: collects jobs, as the workflow does
     import sys
 
-    collect([Path(folder) for folder in sys.argv[2:]], Path(sys.argv[1]))
+    try:
+        collect([Path(folder) for folder in sys.argv[2:]], Path(sys.argv[1]))
+    except EtherError as error:
+        sys.exit(f"\n{error}\n")

@@ -12,13 +12,13 @@ import atexit
 import contextlib
 import dataclasses
 import datetime
-import errno
 import fcntl
 import gc
 import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +26,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ether import machine, results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
-from ether.errors import EtherError, HardwareError
+from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
 from ether.experiments.common import SAMPLES, Loaded, Rows, experiment
 from ether.machine import Limits
 from ether.methods import adapt as methods
@@ -68,7 +69,8 @@ def _attempt(spec: RunSpec, scale_results: Path, folder: Path, device: str) -> _
     benchmark = experiment(experiments()[spec.experiment].module)
     tried = _Attempt()
     try:
-        tried.loaded = benchmark.load(spec, scale_results, device)
+        with _unusable_inputs_explained(spec):
+            tried.loaded = benchmark.load(spec, scale_results, device)
         torch.manual_seed(spec.seed)  # the adapter's initialisation does not depend on how the model was loaded
         tried.model = methods.adapt(
             tried.loaded.model,
@@ -175,6 +177,45 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
     return row, rows
 
 
+@contextlib.contextmanager
+def _unusable_inputs_explained(spec: RunSpec) -> Iterator[None]:
+    """Converts errors that a library raises for a model or data of another form than the experiment expects.
+
+    Raises:
+        ConfigurationError: names the run and the library's reason. The executed notebook has the complete traceback.
+    """
+    try:
+        yield
+    except EtherError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise ConfigurationError(
+            f"Run {spec.run_id}: the model or the data cannot be used ({type(error).__name__}: {error}). The most frequent cause "
+            "is a column with missing values or values of another type. Check the sections `data` and `model` of "
+            f"{spec.experiment!r} in workflow/scales/ and the files that they name."
+        ) from error
+
+
+def _discard_damaged_checkpoints(folder: Path) -> None:
+    """Removes checkpoints of an interrupted run that have an incomplete file, so that it resumes from an earlier one.
+
+    The Trainer writes the files of a checkpoint one after the other; after a crash of the machine a file may be incomplete.
+    """
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            for file in checkpoint.iterdir():
+                if file.suffix == ".safetensors":
+                    with safe_open(file, framework="pt"):  # compares the sizes in the header with the file's
+                        pass
+                elif file.suffix in (".pt", ".pth"):
+                    with zipfile.ZipFile(file) as archive:
+                        damaged = archive.testzip()
+                    if damaged:
+                        raise zipfile.BadZipFile(damaged)
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, NotImplementedError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def training_columns(spec: RunSpec) -> dict[str, Any]:
     """Columns of the runs table that describe the training: learning rate, rate factor, batch size and number of blocks."""
     trains, config = spec.adapt["kind"] != "none", spec.adapt.get("config") or {}
@@ -199,8 +240,10 @@ def _job_lock(folder: Path) -> Iterator[None]:
     The kernel of a killed workflow may still be training. This process then waits and uses the runs finished by that kernel.
     The operating system releases the lock when the process that holds it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
+    with results.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("w")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -237,8 +280,11 @@ def _discard_outdated(work: Path, stamp: str) -> bool:
 
 def _finished(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     try:
-        return pd.read_parquet(folder / "runs.parquet"), pd.read_parquet(folder / "metrics.parquet")
-    except (OSError, ValueError):
+        return (
+            results.read_parquet(folder / "runs.parquet", results.RUN_COLUMNS),
+            results.read_parquet(folder / "metrics.parquet", results.METRIC_COLUMNS),
+        )
+    except MissingResourceError:
         return None
 
 
@@ -277,8 +323,9 @@ def run_job(
             folder = work / spec.run_id
             frames = _finished(folder)
             if frames is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
+                with results.writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _discard_damaged_checkpoints(folder / "checkpoints")
                     row, values = run(spec, scale.results, folder)
                     if row["status"] == "failed":
                         failed.append(f"{row['label']} on {row['task']}, seed {row['seed']}: {row['reason']}")
@@ -287,16 +334,6 @@ def run_job(
                     run_frame, metric_frame = results.runs_frame([row]), results.metrics_frame(values)
                     results.write_parquet(metric_frame, folder / "metrics.parquet")
                     results.write_parquet(run_frame, folder / "runs.parquet")
-                except EtherError:
-                    raise
-                except OSError as error:
-                    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                        raise results.disk_full(folder) from error
-                    raise
-                except Exception as error:
-                    if "No space left" in str(error):  # safetensors and torch wrap the operating system's error
-                        raise results.disk_full(folder) from error
-                    raise
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 gc.collect()
                 if number == 0:
@@ -331,17 +368,13 @@ def _publish_samples(finished_job: Job, work: Path, out: Path) -> None:
     They are copied at the end of the job, because Snakemake removes the outputs of an interrupted job before it restarts it.
     """
     shutil.rmtree(out, ignore_errors=True)
-    try:
+    with results.writing(out):
         for spec in finished_job.runs:
             source, target = work / spec.run_id / SAMPLES, out / spec.run_id
             if source.is_dir():
                 shutil.copytree(source, target)
             else:
                 target.mkdir(parents=True)
-    except OSError as error:  # shutil.Error, which lists what could not be copied, is one
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise results.disk_full(out) from error
-        raise
 
 
 def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:

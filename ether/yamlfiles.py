@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -27,32 +28,70 @@ class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: 
 
 def _mapping_without_duplicates(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    duplicates = {key for key in keys if keys.count(key) > 1}
-    if duplicates:
-        raise ConfigurationError(f"{node.start_mark.name}: the key {sorted(map(str, duplicates))[0]!r} is given twice.")
+    seen: set[str] = set()
+    for key in keys:
+        if not isinstance(key, str):
+            mark = node.start_mark
+            raise ConfigurationError(
+                f"{mark.name}, line {mark.line + 1}: the key {str(key)[:80]!r} is not text: put it in quotes."
+            )
+        if key in seen:
+            raise ConfigurationError(f"{node.start_mark.name}: the key {key!r} is given twice.")
+        seen.add(key)
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
+# A file has at most so many levels and values. Aliases (`*name`) are counted each time, so they cannot stand for more.
+DEPTH, VALUES = 50, 100_000
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a dictionary.
+    """A YAML file as a dictionary of text, finite numbers, truth values, null, lists and dictionaries.
 
     Raises:
         MissingResourceError: no such file.
-        ConfigurationError: not YAML, a duplicate key, or not a mapping.
+        ConfigurationError: not YAML, a duplicate key, a value of another type, too large or too deep, or not a mapping.
     """
     if not path.is_file():
         raise MissingResourceError(f"{path} does not exist.")
     try:
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except ConfigurationError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, no such date, too many digits
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} must hold a mapping, not {type(content).__name__}.")
+    _check_values(content, path)
     return content
+
+
+def _check_values(content: dict[str, Any], path: Path) -> None:
+    count = 0
+
+    def refuse(place: tuple[str, ...], why: str) -> NoReturn:
+        raise ConfigurationError(f"{path}, at {'/'.join(place)[:200]}: {why}.")
+
+    def check(value: Any, place: tuple[str, ...]) -> None:
+        nonlocal count
+        count += 1
+        if count > VALUES:
+            refuse(place[:1], f"the file has more than {VALUES:,} values")
+        if len(place) > DEPTH:
+            refuse(place[:1], f"the file has more than {DEPTH} levels")
+        if isinstance(value, float) and not math.isfinite(value):
+            refuse(place, f"{value} is not a finite number")
+        if isinstance(value, dict | list):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                check(inner, (*place, str(key)))
+        elif not isinstance(value, str | int | float | None):
+            refuse(place, f"a {type(value).__name__} is not allowed ({value!s:.40}); put it in quotes if text is meant")
+
+    check(content, ())
 
 
 # --- schemas ---------------------------------------------------------------------------------------------------

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 
+import hostile
 import pandas as pd
 import pytest
+from hypothesis import given
+from nbconvert.filters.markdown_mistune import markdown2html_mistune as markdown2html
 
 from ether.analysis import cells
 from ether.analysis.cells import Cell
 from ether.errors import ConfigurationError
-from ether.exhibits import render
+from ether.exhibits import render, report
 from ether.paper import published
 from ether.paper.published import Column, PublishedTable, Row
 
@@ -91,7 +95,7 @@ def test_numbers_have_the_columns_decimals_and_the_papers_are_verbatim(table: pd
     markdown = render.to_markdown(PAPER, table, "A title", ["A note."])
     assert "| LoRA | ours | 859,520,964 | 32.0 [31.0, 33.0] | **0.700** [0.650, 0.750] |" in markdown
     assert "| | paper | 859.5M | 31.10 | 0.640 | – | – | – |" in markdown  # not 860M, and with its last zero
-    assert "| ETHER <n> | ours | – | 40.0 | 0.500 | – | – | – |" in markdown and markdown.endswith("- A note.\n")
+    assert "| ETHER &lt;n&gt; | ours | – | 40.0 | 0.500 | – | – | – |" in markdown and markdown.endswith("- A note.\n")
     html = render.to_html(PAPER, table)
     assert "paper 859.5M" in html and "paper 31.10" in html and "ETHER &lt;n&gt;" in html
     lines = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
@@ -139,3 +143,60 @@ def test_table2_has_clip_t_before_lpips() -> None:
 def test_a_text_table_escapes_and_keeps_line_feeds() -> None:
     text = render.text_table(pd.DataFrame({"a < b": ["one\ntwo & three"]}))
     assert "a &lt; b" in text and "one<br>two &amp; three" in text
+
+
+# --- escaping ------------------------------------------------------------------------------------------------------------
+
+
+class _Elements(HTMLParser):
+    """Collects elements, attributes and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+TABLE_ELEMENTS = {"table", "thead", "tbody", "tr", "td", "th", "b", "br", "span"}
+
+
+@given(hostile.text, hostile.text)
+@hostile.more
+def test_what_a_table_shows_is_text_and_never_html(label: str, note: str) -> None:
+    shown = cells.frame([Cell("lora", label, "FID", 1.0, 0.5, 1.5, 3, "task", 1.0, note, True, note)])
+    for text in (render.to_html(PAPER, shown), render.text_table(pd.DataFrame({label: [note], "b": [label]}))):
+        found = _Elements(text)
+        assert found.elements <= TABLE_ELEMENTS and found.attributes <= {"style", "title", "colspan"}
+    plain = "".join(_Elements(render.text_table(pd.DataFrame({"a": [label]}))).text)
+    assert plain == "a" + label.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "") or "\0" in label or "\r" in label
+
+
+@given(hostile.text)
+@hostile.more
+def test_markdown_shows_text_and_never_html(text: str) -> None:
+    """As nbconvert shows an executed notebook, which unlike JupyterLab removes no scripts."""
+    shown = cells.frame([Cell("lora", text, "FID", 1.0, 0.5, 1.5, 3, "task", 1.0, text, True, text)])
+    # nbconvert adds a link to every heading.
+    usual = ("a", "h1", "h2", "h3", "p", "ul", "ol", "li", "strong", "em", "code", "pre", "hr", "blockquote", "div", "del")
+    ours = {*usual, *TABLE_ELEMENTS}
+    for markdown in (render.to_markdown(PAPER, shown, text, [text]), report._markdown(text).data, report._list([text]).data):
+        found = _Elements(markdown2html(markdown))
+        assert found.elements <= ours and not {name for name in found.attributes if name.startswith("on")}
+    rows = [line for line in render.to_markdown(PAPER, shown, "A title").split("\n") if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
+
+
+def test_a_link_in_a_description_runs_no_script() -> None:
+    for text in ("[a](javascript:alert(1))", "![a](javascript:alert(1))", "<javascript:alert(1)>", "[a][b]\n\n[b]: javascript:x"):
+        found = _Elements(markdown2html(report._markdown(text).data))
+        assert found.elements == {"p"} and "javascript:" in "".join(found.text)

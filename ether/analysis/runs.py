@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ether import config
+from ether import config, results
 from ether.config import Scale
 from ether.errors import ConfigurationError, MissingResourceError
 
@@ -33,14 +33,16 @@ def read(scale: Scale, experiment: str, or_published: bool = False) -> tuple[pd.
         Runs, with the columns of ``results.RUN_COLUMNS``, and metrics, with those of ``results.METRIC_COLUMNS``.
 
     Raises:
-        MissingResourceError: the experiment has not been run at this scale, or not with the methods, tasks and seeds given.
+        MissingResourceError: the experiment has not been run at this scale, or not with the methods, tasks and seeds given; or
+            a file is damaged.
         ConfigurationError: a run's method has no file under ``workflow/methods``, or the folder is one of another scale.
     """
     folders = [scale.metrics_folder, *([published_metrics(scale)] if or_published else [])]
     names = [f"{experiment}.runs.parquet", f"{experiment}.parquet"]
     for folder in folders:
         if all((folder / name).is_file() for name in names):
-            runs, metrics = (pd.read_parquet(folder / name) for name in names)
+            runs = results.read_parquet(folder / names[0], results.RUN_COLUMNS)
+            metrics = results.read_parquet(folder / names[1], results.METRIC_COLUMNS)
             for stem in runs["method"].unique():
                 config.method(stem)
             return _selected(scale, experiment, runs, metrics, folder)

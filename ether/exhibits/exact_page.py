@@ -12,6 +12,7 @@ import pandas as pd
 
 from ether import config
 from ether.errors import one_of
+from ether.exhibits.render import in_cell
 from ether.paper import efficiency, published
 
 
@@ -145,8 +146,8 @@ def markdown(exhibit: str, table: pd.DataFrame) -> str:
         if heading:
             lines += [f"## {heading}", ""]
         flat = frame.reset_index() if frame.index.name else frame
-        lines += ["| " + " | ".join(map(str, flat.columns)) + " |", "|" + "---|" * len(flat.columns)]
-        lines += ["| " + " | ".join(map(str, row)) + " |" for row in flat.itertuples(index=False)]
+        lines += ["| " + " | ".join(in_cell(str(name)) for name in flat.columns) + " |", "|" + "---|" * len(flat.columns)]
+        lines += ["| " + " | ".join(in_cell(str(value)) for value in row) + " |" for row in flat.itertuples(index=False)]
         lines.append("")
     lines += [f"- {note}" for note in notes(exhibit, table)]
     return "\n".join([*lines, ""])

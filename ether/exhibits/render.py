@@ -88,6 +88,16 @@ def _rows(cells: pd.DataFrame) -> list[tuple[str, str, dict[str, Any]]]:
 # --- text ------------------------------------------------------------------------------------------------------
 
 
+def plain(text: str) -> str:
+    """Text for Markdown without HTML and links. (nbconvert keeps scripts, and links that are scripts.)"""
+    return html.escape(text, quote=False).replace("](", "]&#40;").replace("]:", "]&#58;")
+
+
+def in_cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return plain(text).replace("|", "\\|").replace("\n", " ").replace("\r", " ")
+
+
 def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
     """Notes for reading the table: the interval with its unit and number of units, bold type, and the kinds of its columns."""
     lines = []
@@ -125,7 +135,8 @@ def to_markdown(paper: PublishedTable, cells: pd.DataFrame, title: str, notes: S
     """The table as Markdown: ours, the paper's and, if there are any, other papers' numbers; then the notes as a list."""
     columns = column_order(paper, cells)
     top = best(paper, cells)
-    lines = [f"# {title}", "", "| method | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    head = " | ".join(map(in_cell, columns))
+    lines = [f"# {plain(title)}", "", f"| method | | {head} |", "|---|---|" + "---|" * len(columns)]
     for stem, label, row in _rows(cells):
         ours, papers, others = [], [], []
         for name in columns:
@@ -134,12 +145,12 @@ def to_markdown(paper: PublishedTable, cells: pd.DataFrame, title: str, notes: S
             if stem in top.get(name, ()):
                 text = f"**{text}**"
             ours.append(text if cell is None else f"{text} {spread(cell, column)}".strip())
-            papers.append(NOTHING if cell is None else cell.printed or NOTHING)
-            others.append(paper.third(stem, name) or NOTHING)
-        lines += [f"| {label} | ours | {' | '.join(ours)} |", f"| | paper | {' | '.join(papers)} |"]
+            papers.append(NOTHING if cell is None else in_cell(cell.printed) or NOTHING)
+            others.append(in_cell(paper.third(stem, name) or NOTHING))
+        lines += [f"| {in_cell(label)} | ours | {' | '.join(ours)} |", f"| | paper | {' | '.join(papers)} |"]
         if set(others) != {NOTHING}:
             lines.append(f"| | elsewhere | {' | '.join(others)} |")
-    return "\n".join([*lines, "", *[f"- {note}" for note in notes], ""])
+    return "\n".join([*lines, "", *[f"- {plain(note)}" for note in notes], ""])
 
 
 _CELL = "text-align:center;padding:5px 9px;border-bottom:1px solid #ddd;white-space:nowrap;line-height:1.25"

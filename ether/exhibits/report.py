@@ -307,9 +307,10 @@ class Report:
 
 
 def _markdown(text: str) -> Markdown:
+    """Markdown without HTML: labels, descriptions, paths and messages come from files."""
     from IPython.display import Markdown
 
-    return Markdown(text)
+    return Markdown(render.plain(text))
 
 
 def _html(text: str) -> HTML:

@@ -23,7 +23,7 @@ from torch import nn
 
 from ether import hub
 from ether.config import RunSpec
-from ether.errors import one_of
+from ether.errors import ConfigurationError, one_of
 from ether.experiments.common import Fitted, Loaded, Skeleton, splits_fingerprint
 from ether.results import digest
 from ether.silence import quiet
@@ -140,14 +140,16 @@ class Glue:
         dtype = settings["model"].get("dtype", "float32")
         transformers.set_seed(spec.seed)  # the head's initialisation
         with hub.explained(source, "model", MODEL), quiet():
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source.location,
+                output_loading_info=True,
                 num_labels=task.labels,
                 problem_type="regression" if task.labels == 1 else "single_label_classification",
                 dtype=getattr(torch, dtype),  # the default of transformers 5 is the precision of the checkpoint
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
+        model = hub.complete(loaded, source, MODEL)
         return Loaded(
             model=model,
             task_type="SEQ_CLS",
@@ -223,8 +225,13 @@ def _tokenised(source: hub.Source, data: hub.Source, task: str, split: str, max_
 
     def encode(batch: Mapping[str, list[str]]) -> dict[str, Any]:
         encoded = tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length)
-        label = float if TASKS[task].labels == 1 else int
-        return {**encoded, "labels": [label(value) for value in batch["label"]]}
+        classes = TASKS[task].labels
+        labels = [(float if classes == 1 else int)(value) for value in batch["label"]]
+        if classes > 1 and not all(0 <= value < classes for value in labels):
+            raise ConfigurationError(
+                f"The data set {data.name!r} ({task}, {split}) has labels other than 0 to {classes - 1}, as unlabelled splits do."
+            )
+        return {**encoded, "labels": labels}
 
     with quiet():
         return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)

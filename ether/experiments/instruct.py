@@ -108,12 +108,14 @@ class Instruct:
         examples = _tokenised(source, data, settings["loss_on"], hyper["max_length"], settings["limits"]["train"])
         dtype = settings["model"].get("dtype", "float32")
         with hub.explained(source, "model", MODEL), quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 source.location,
+                output_loading_info=True,
                 dtype=getattr(torch, dtype),
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
+        model = hub.complete(loaded, source, MODEL)
         model.config.use_cache = False  # not used in training and evaluation
         sources = _benchmarks(spec, results) if evaluation["suite"] == "harness" else {}
         tasks = _tasks(tuple(sources.items()), tuple(evaluation["tasks"]), evaluation["split"], results)

@@ -220,8 +220,9 @@ class Vtab:
         dtype = settings["model"].get("dtype", "float32")
         transformers.set_seed(spec.seed)  # the head's initialisation
         with hub.explained(source, "model", MODEL), quiet():
-            model = transformers.AutoModelForImageClassification.from_pretrained(
+            loaded = transformers.AutoModelForImageClassification.from_pretrained(
                 source.location,
+                output_loading_info=True,
                 num_labels=labels,
                 problem_type="single_label_classification",
                 ignore_mismatched_sizes=True,  # a head for the classes of the pretraining is replaced
@@ -229,6 +230,7 @@ class Vtab:
                 use_safetensors=source.safetensors(settings["model"]),
                 **source.pin,
             )
+        model = hub.complete(loaded, source, MODEL)
         return Loaded(
             model=model,
             task_type=None,

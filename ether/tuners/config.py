@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +14,11 @@ from ether.errors import ConfigurationError, one_of
 
 SIDES = ("input", "output", "both")
 LAYOUTS = ("diagonal", "release")
+
+
+def _all_are(kind: type, values: object) -> bool:
+    """Whether `values` is a list, set or tuple of objects of one type; a truth value is no number."""
+    return isinstance(values, list | set | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 @dataclass
@@ -64,14 +71,41 @@ class MultiplicativeConfig(PeftConfig):
     # Not a field: the prefix of the adapter's parameter names, without the underscore.
     _kind: ClassVar[str] = ""
 
+    def _check_types(self, name: str) -> None:
+        """Refuses values of another type, which a configuration file may have, before they reach PEFT's code."""
+        for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            value = getattr(self, key)
+            text = isinstance(value, str) and key != "modules_to_save"
+            if not (value is None or text or _all_are(str, value)):
+                raise ConfigurationError(f"{name}.{key} is {value!r}; it is a list of names.")
+        for key in ("target_modules", "exclude_modules"):
+            value = getattr(self, key)
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except (re.error, OverflowError, RecursionError) as error:
+                    raise ConfigurationError(f"{name}.{key} is {value!r}, which is not a regular expression: {error}.") from error
+        layers = self.layers_to_transform
+        if not (layers is None or _all_are(int, layers if isinstance(layers, Iterable) else [layers])):
+            raise ConfigurationError(f"{name}.layers_to_transform is {layers!r}; it is an index or a list of indices.")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float):
+            raise ConfigurationError(f"{name}.dropout is {self.dropout!r}; it is a probability in [0, 1).")
+        for key in ("init_weights", "relaxed"):
+            if not isinstance(value := getattr(self, key, False), bool):
+                raise ConfigurationError(f"{name}.{key} is {value!r}; it is true or false.")
+
     def __post_init__(self) -> None:
-        super().__post_init__()
+        name = type(self).__name__
+        self._check_types(name)
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError) as error:  # an unknown task type
+            raise ConfigurationError(f"{name}: {error}") from error
         self.peft_type = PeftType[self._kind.upper()]
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # what PEFT's matching expects
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        name = type(self).__name__
         if not isinstance(self.n_blocks, int) or isinstance(self.n_blocks, bool) or self.n_blocks < 1:
             raise ConfigurationError(f"{name}.n_blocks is {self.n_blocks!r}; it is a whole number of at least 1.")
         if not 0 <= self.dropout < 1:

@@ -49,7 +49,7 @@ rule table:
     params:
         parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
     shell:
-        "{sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
+        "{sys.executable:q} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
 
 
 use rule table as figure with:

@@ -16,7 +16,7 @@ rule check:
     output:
         RESULTS + "/checked/{experiment}.json",
     shell:
-        "{sys.executable} -m ether.check {SCALE_NAME} {wildcards.experiment} --output {output} --overrides "
+        "{sys.executable:q} -m ether.check {SCALE_NAME} {wildcards.experiment} --output {output} --overrides "
         + in_shell(OVERRIDES)
 
 
@@ -43,7 +43,7 @@ rule experiment:
         gpu=1 if SCALE.settings["device"] == "cuda" else 0,
     shell:
         "ETHER_THREADS={threads} OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false"
-        " {sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters "
+        " {sys.executable:q} -m ether.notebook {input.notebook} {log.notebook} --parameters "
         + in_shell(
             {"scale": SCALE_NAME, "experiment": "{wildcards.experiment}", "job": "{wildcards.job}", "overrides": OVERRIDES},
             keep=("{wildcards.experiment}", "{wildcards.job}"),
@@ -85,4 +85,4 @@ rule collect:
     params:
         folders=lambda wildcards: [f"{RESULTS}/runs/{wildcards.experiment}/{job}" for job in JOBS[wildcards.experiment]],
     shell:
-        "{sys.executable} -m ether.results {RESULTS}/metrics/{wildcards.experiment} {params.folders}"
+        "{sys.executable:q} -m ether.results {RESULTS}/metrics/{wildcards.experiment} {params.folders}"

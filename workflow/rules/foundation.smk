@@ -31,7 +31,7 @@ rule foundation_model:
         name="|".join(MODELS),
     threads: SCALE.settings["threads"]
     shell:
-        "ETHER_THREADS={threads} {sys.executable} -m ether.foundation {wildcards.name}"
+        "ETHER_THREADS={threads} {sys.executable:q} -m ether.foundation {wildcards.name}"
         " --out {RESULTS}/foundation/{wildcards.name} --threads {threads}"
 
 
@@ -55,7 +55,7 @@ rule foundation_notebook:
     params:
         parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
     shell:
-        "{sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
+        "{sys.executable:q} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
 
 
 rule foundation:

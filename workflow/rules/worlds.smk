@@ -45,4 +45,4 @@ for world in SCALE.settings.get("world", {}):
             root=f"{RESULTS}/world",
             world=world,
         shell:
-            "{sys.executable} -m ether.worlds {params.world} {params.root} --settings {params.settings:q}"
+            "{sys.executable:q} -m ether.worlds {params.world} {params.root} --settings {params.settings:q}"
