@@ -94,15 +94,19 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
         found = [claim for claim in every if claim.exhibit == entry.id]
     if not found:
         return claims.judge((), pd.DataFrame(), "seed")
+    if entry.evidence:
+        module = importlib.import_module(f"ether.exhibits.{entry.evidence}")
     evidence = module.evidence(entry.id, scale)
     units = {config.experiments()[name].unit for name in entry.experiments}
     if len(units) != 1 and "unit" not in evidence:
         raise ConfigurationError(
             f"The experiments {', '.join(entry.experiments)} of {entry.id} have the units "
-            f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.module}.py needs a column `unit`."
+            f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.evidence_module}.py needs a column "
+            "`unit`."
         )
-    metrics, printed = dict(getattr(module, "METRICS", {})), {}
-    if entry.kind == "table":
+    metrics: dict[str, claims.MetricInfo] = module.metrics() if hasattr(module, "metrics") else dict(getattr(module, "METRICS", {}))
+    printed: dict[tuple[str, str], float] = module.printed(entry.id) if hasattr(module, "printed") else {}
+    if entry.kind == "table" and entry.experiments:
         paper = _paper_table(entry)
         for column in (*paper.columns, *paper.beside):
             digits = ".3g" if column.digits is None else f".{column.digits}f"
@@ -111,7 +115,7 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
             if cell.value is not None:
                 printed[cell.method, paper.column(cell.column).metric] = cell.value
     labels = {stem: str(method["label"]) for stem, method in config.methods().items()}
-    return claims.judge(found, evidence, units.pop(), metrics=metrics, labels=labels, paper=printed)
+    return claims.judge(found, evidence, next(iter(units), claims.EXACT), metrics=metrics, labels=labels, paper=printed)
 
 
 # --- report ----------------------------------------------------------------------------------------------------

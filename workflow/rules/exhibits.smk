@@ -29,9 +29,10 @@ def optional_files(wildcards):
 
 def exhibit_code(wildcards):
     """The code and settings that an exhibit depends on."""
-    made_by = EXHIBITS[wildcards.exhibit].module
-    claims = f"ether.paper.claims.{made_by}"
-    modules = ["ether.exhibits.report", f"ether.exhibits.{made_by}", *([claims] if sources.module_file(claims) else [])]
+    exhibit = EXHIBITS[wildcards.exhibit]
+    claims = f"ether.paper.claims.{exhibit.module}"
+    modules = ["ether.exhibits.report", *(f"ether.exhibits.{name}" for name in {exhibit.module, exhibit.evidence_module})]
+    modules += [claims] if sources.module_file(claims) else []
     settings = [str(file) for folder in ("methods", "scales") for file in Path("workflow", folder).glob("*.yaml")]
     return [*sources.closure(*modules), *sorted(settings), "workflow/exhibits.yaml", "workflow/experiments.yaml"]
 

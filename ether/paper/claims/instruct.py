@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ether.analysis.claims import Claim, compare_all
 
+BENCHMARK = "Instruction tuning"
 BENCHMARKS = ("mmlu", "arc", "tru1", "tru2")
 TUNED = ("vera-r64", "vera-r256", "lora-r1", "lora", "oft-n256", "ether-n32", "ether-plus-n32")
 SIMILAR = 0.05  # as a share of the score; the paper states "almost unaffected" without a number

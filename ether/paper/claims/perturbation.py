@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ether.analysis.claims import Claim, compare_all
 
+BENCHMARK = "Random transformations"
+
 CLAIMS = (
     Claim(
         "perturbation-bounded-methods-keep-content",
