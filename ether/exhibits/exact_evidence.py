@@ -5,6 +5,7 @@ The metrics are named by the functions of `ether.paper.claims.exact`. All values
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -79,22 +80,20 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
 def printed(exhibit: str) -> dict[tuple[str, str], float]:
     """{(method, metric): the value by the paper's digits}."""
-    tables, found = published.load(), []
+    tables = published.load()
     if exhibit == "parameters":
-        digits = {
-            name: {m: number for m in tables[name].methods if (number := tables[name].paper(m, counts.COLUMN)[0]) is not None}
-            for name in counts.tables()
-            if name in tables and any(column.name == counts.COLUMN for column in tables[name].columns)
-        }
-        found = [*_parameters(digits)]
+        known = [name for name in counts.tables() if name in tables]
+        counted = [name for name in known if any(column.name == counts.COLUMN for column in tables[name].columns)]
+        found = _parameters({name: _digits(tables[name], counts.COLUMN) for name in counted})
     else:
-        paper = tables["table1"]
-        operations = {
-            model: {m: number for m in paper.methods if (number := paper.value(m, f"{model} TFLOPs")) is not None}
-            for model in exact.MODELS
-        }
-        found = [*_operations(operations)]
+        found = _operations({model: _digits(tables["table1"], f"{model} TFLOPs") for model in exact.MODELS})
     return {(method, metric): value for method, metric, value in found}
+
+
+def _digits(table: published.PublishedTable, column: str) -> dict[str, float]:
+    """{method: the printed number of a column}."""
+    numbers = {method: table.paper(method, column)[0] for method in table.methods}
+    return {method: number for method, number in numbers.items() if not math.isnan(number)}
 
 
 def metrics() -> dict[str, MetricInfo]:

@@ -29,7 +29,7 @@ from ether.analysis import claims, rates
 from ether.analysis import runs as collected
 from ether.config import ExhibitEntry, Scale
 from ether.errors import ConfigurationError, MissingResourceError, one_of
-from ether.exhibits import job_report, render
+from ether.exhibits import job_report, render, verdicts
 from ether.paper import published
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
             f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.evidence_module}.py needs a column "
             "`unit`."
         )
-    metrics: dict[str, claims.MetricInfo] = module.metrics() if hasattr(module, "metrics") else dict(getattr(module, "METRICS", {}))
+    metrics: dict[str, claims.MetricInfo] = (
+        module.metrics() if hasattr(module, "metrics") else dict(getattr(module, "METRICS", {}))
+    )
     printed: dict[tuple[str, str], float] = module.printed(entry.id) if hasattr(module, "printed") else {}
     if entry.kind == "table" and entry.experiments:
         paper = _paper_table(entry)
@@ -246,7 +248,7 @@ class Report:
         """
         if self.judged.empty:
             return _markdown("No claim is judged with this exhibit.")
-        rows = [_claim_line(row) for row in self.judged.itertuples()]
+        rows = [verdicts.claim_line(row) for row in self.judged.itertuples()]
         return _html(render.text_table(pd.DataFrame(rows)))
 
     def parameter_counts(self) -> HTML:
@@ -324,25 +326,6 @@ def _html(text: str) -> HTML:
 
 def _list(lines: Sequence[str]) -> Markdown:
     return _markdown("\n".join(f"- {line}" for line in lines))
-
-
-def _claim_line(row: Any) -> dict[str, str]:
-    effect = "" if math.isnan(row.effect) else f"{row.effect:+.3g}"
-    if not math.isnan(row.low):
-        effect += f" [{row.low:+.3g}, {row.high:+.3g}], n = {row.n}"
-    verdict = row.verdict
-    if verdict == "undecided":
-        more = "more than 10,000" if pd.isna(row.units_needed) else f"{row.units_needed:,}"
-        verdict += f"\n(further {render.UNIT_NAMES[row.unit]} needed: {more})" if row.n > 1 else "\n(one unit only)"
-    return {
-        "claim": row.claim,
-        "source": row.source,
-        "verdict": verdict,
-        "effect": effect,
-        "tests": f"{row.supporting} for, {row.contradicting} against, of {row.tests} ({row.quantifier})",
-        "the paper's digits": row.paper,
-        "evidence": row.evidence.replace("; ", "\n"),
-    }
 
 
 def _range(values: Sequence[Any]) -> str:

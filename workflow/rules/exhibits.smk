@@ -106,4 +106,6 @@ def where_results_are():
             lines.append(f"  notebook   {RESULTS}/notebooks/{exhibit.id}.ipynb")
             if exhibit.experiments:
                 lines.append("  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments))
+    if os.path.exists(f"{RESULTS}/claims.md"):
+        lines.append(f"  claims     {RESULTS}/claims.md  {RESULTS}/claims.parquet  notebook {RESULTS}/notebooks/claims.ipynb")
     return "\n".join(lines)
