@@ -19,13 +19,14 @@ import importlib.util
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
 from ether import config, results
 from ether.analysis import claims
-from ether.config import ExhibitEntry, Scale
+from ether.config import ExhibitEntry
 from ether.errors import MissingResourceError
 from ether.exhibits import render
 from ether.paper.claims import ADDED
@@ -97,8 +98,12 @@ def _with_missing_in_words(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(missing=words)
 
 
-def collect(scale: Scale) -> pd.DataFrame:
-    """The judged claims of every exhibit that has been made at a scale, in the order of the exhibits.
+def collect(folder: Path, scale_name: str) -> pd.DataFrame:
+    """The judged claims of every exhibit in a folder, in the order of the exhibits.
+
+    Args:
+        folder: ``results/<scale>``, or a folder of the same layout.
+        scale_name: of the scale, for the message of an error.
 
     Returns:
         The columns of `ether.analysis.claims.COLUMNS`, `benchmark` (a heading), and `decided_by`, see the function of that name.
@@ -108,12 +113,12 @@ def collect(scale: Scale) -> pd.DataFrame:
     """
     frames = []
     for entry in config.exhibits().values():
-        file = entry.files(scale.results)[-1]
+        file = entry.files(folder)[-1]
         if file.is_file() and len(judged := pd.read_parquet(file)):
             frames.append(judged.assign(benchmark=benchmark(entry)))
     if not frames:
         raise MissingResourceError(
-            f"No judged claims under {scale.results}: run `snakemake --cores 1 claims --config scale={scale.name}`, which makes "
+            f"No judged claims under {folder}: run `snakemake --cores 1 claims --config scale={scale_name}`, which makes "
             "the tables and figures first."
         )
     found = _with_missing_in_words(pd.concat(frames, ignore_index=True))
@@ -129,9 +134,8 @@ def make(scale_name: str = "small", overrides: dict[str, Any] | None = None) -> 
         MissingResourceError: no exhibit with claims has been made.
     """
     scale = config.load(scale_name, overrides)
-    made = Collected(scale, collect(scale))
-    results.write_parquet(made.frame, scale.results / "claims.parquet")
-    results.write_text(made.markdown(), scale.results / "claims.md")
+    made = Collected(scale.name, collect(scale.results, scale.name))
+    made.write(scale.results)
     return made
 
 
@@ -152,8 +156,13 @@ def _inside(heading: str) -> str:
 class Collected:
     """The claims of a scale, and the cells of their notebook."""
 
-    scale: Scale
+    scale_name: str
     frame: pd.DataFrame  # from `collect`
+
+    def write(self, folder: Path) -> None:
+        """Writes ``claims.parquet`` and ``claims.md`` to a folder."""
+        results.write_parquet(self.frame, folder / "claims.parquet")
+        results.write_text(self.markdown(), folder / "claims.md")
 
     @property
     def of_the_paper(self) -> pd.DataFrame:
@@ -171,7 +180,7 @@ class Collected:
             counted = rows.groupby("benchmark", sort=False).size()
             places = _listed(f"{count} on {_inside(str(name))}" for name, count in counted.items())
             found.append(
-                f"At scale {self.scale.name}, {len(rows)} of {len(every)} statements of the paper "
+                f"At scale {self.scale_name}, {len(rows)} of {len(every)} statements of the paper "
                 f"{'is' if len(rows) == 1 else 'are'} {verdict}{REASONS.get(verdict, '')}: {places}."
             )
         added = self.frame[self.frame["source"] == ADDED]
@@ -204,7 +213,7 @@ class Collected:
 
     def markdown(self) -> str:
         """The page as Markdown: the sentences, the counts, and the claims by benchmark. HTML in it is escaped."""
-        lines = [f"# The paper's claims at scale {self.scale.name}", "", *(f"- {quote}" for quote in self.quotes()), ""]
+        lines = [f"# The paper's claims at scale {self.scale_name}", "", *(f"- {quote}" for quote in self.quotes()), ""]
         lines += _markdown_table(self.counts().reset_index())
         for name, rows in self._groups():
             lines += ["", f"## {name}", ""]

@@ -17,3 +17,9 @@ rule claims:
         parameters=json.dumps({"scale": SCALE_NAME, "overrides": OVERRIDES}),
     shell:
         "{sys.executable} -m ether.notebook {input.notebook} {log.notebook} --parameters {params.parameters:q}"
+
+
+rule publish:
+    # Copies what has been made to results/published/<scale>; makes nothing. Further options: python -m ether.publish --help
+    shell:
+        "{sys.executable} -m ether.publish {SCALE_NAME}"
