@@ -37,7 +37,7 @@ ORDER = (
     ("measures analysis standins", "measures adapted models; analyses stored metrics; imitates models of the hub"),
     ("diffusion paper", "what the text-to-image experiments share; the paper's numbers, beside ours"),
     ("experiments exhibits", "train; show what was measured: neither knows the other"),
-    ("publish", "copies what was made for reading"),
+    ("publish site", "copy and show what was made"),
     ("check", "tries methods on an experiment's model before anything is trained"),
     ("run", "the only module that knows both experiments and methods"),
     ("notebook", "executes a notebook, whatever is in it"),

@@ -29,7 +29,7 @@ from ether.analysis import claims, rates
 from ether.analysis import runs as collected
 from ether.config import ExhibitEntry, Scale
 from ether.errors import ConfigurationError, MissingResourceError, one_of
-from ether.exhibits import job_report, render, verdicts
+from ether.exhibits import common, job_report, render, verdicts
 from ether.paper import published
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ class Report:
     @property
     def title(self) -> str:
         """'Table 4: GLUE with DeBERTaV3-base'."""
-        number = self.entry.id.removeprefix(self.entry.kind)
-        title = self.entry.title or published.load()[self.entry.id].title
-        return f"{self.entry.kind.capitalize()} {number}: {title}" if number.isdigit() else title
+        return common.title(self.entry)
 
     @property
     def paper(self) -> published.PublishedTable:

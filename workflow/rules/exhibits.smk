@@ -37,6 +37,16 @@ def exhibit_code(wildcards):
     return [*sources.closure(*modules), *sorted(settings), "workflow/exhibits.yaml", "workflow/experiments.yaml"]
 
 
+def exhibit_title(exhibit):
+    """'Table 4: GLUE with DeBERTaV3-base'."""
+    return importlib.import_module("ether.exhibits.common").title(exhibit)
+
+
+def exhibit_labels(wildcards):
+    """The label of a table or figure in Snakemake's report."""
+    return {"title": exhibit_title(EXHIBITS[wildcards.exhibit])}
+
+
 rule table:
     input:
         experiment_files,
@@ -44,7 +54,8 @@ rule table:
         exhibit_code,
         notebook="notebooks/{exhibit}.ipynb",
     output:
-        multiext(RESULTS + "/tables/{exhibit}", ".parquet", ".csv", ".md", ".claims.parquet"),
+        multiext(RESULTS + "/tables/{exhibit}", ".parquet", ".md", ".claims.parquet"),
+        report(RESULTS + "/tables/{exhibit}.csv", caption="../report/table.rst", category="Tables", labels=exhibit_labels),
     log:
         notebook=RESULTS + "/notebooks/{exhibit}.ipynb",
     params:
@@ -55,7 +66,8 @@ rule table:
 
 use rule table as figure with:
     output:
-        multiext(RESULTS + "/figures/{exhibit}", ".png", ".pdf", ".parquet", ".claims.parquet"),
+        report(RESULTS + "/figures/{exhibit}.png", caption="../report/figure.rst", category="Figures", labels=exhibit_labels),
+        multiext(RESULTS + "/figures/{exhibit}", ".pdf", ".parquet", ".claims.parquet"),
     log:
         notebook=RESULTS + "/notebooks/{exhibit}.ipynb",
 
