@@ -4,7 +4,7 @@ Writes ``results/<scale>/site``: a page for each executed notebook of a table, a
 ``index.html``, which lists them by table and figure. A page needs no network and has no script; pictures are part of it. Its HTML
 is reduced to harmless elements (`harmless`), all other text is escaped.
 
-``results/<scale>/report.yaml``, written beside it, has the scale and the origin of its runs for ``snakemake --report-metadata``.
+``results/<scale>/report.rst``, written beside it, is the first page of Snakemake's report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from ether import config, results
 from ether.config import Scale
@@ -168,7 +167,7 @@ def _beside(found: Sequence[Page], place: int) -> list[tuple[str, Page]]:
 
 def index(scale: Scale, found: Sequence[Page]) -> str:
     """The index: sentences on the claims, tables and figures with the number of claims by verdict, then the other pages."""
-    parts = [f"<h1>Results at scale {html.escape(scale.name)}</h1><p>{html.escape(scale.settings['description'])}.</p>"]
+    parts = [f"<h1>The paper, remade</h1><p>Scale {html.escape(scale.name)}: {html.escape(scale.settings['description'])}.</p>"]
     judged = pd.DataFrame()
     if (file := scale.results / "claims.parquet").is_file():
         judged = pd.read_parquet(file)
@@ -209,37 +208,54 @@ def _counted(judged: pd.DataFrame, exhibit: str) -> str:
 # --- the report of Snakemake -----------------------------------------------------------------------------------
 
 
-def report_metadata(scale: Scale) -> dict[str, str | list[str]]:
-    """What the landing page of ``snakemake --report`` says of a scale: its settings, and the origin of its runs."""
-    found: dict[str, str | list[str]] = {
-        "scale": scale.name,
-        "description": str(scale.settings["description"]),
-        "comparable with the paper": "yes"
-        if scale.settings["comparable"]["value"]
-        else str(scale.settings["comparable"]["reason"]),
-        "configuration": json.dumps(scale.overrides) if scale.overrides else "no settings beside the scale",
+def landing(scale: Scale) -> str:
+    """The first page of ``snakemake --report`` as reStructuredText: sentences on the claims and their counts, then the settings
+    of the scale and the origin of its runs.
+
+    (The option ``--report-metadata`` is for the latter, but Snakemake 9.27 prints the parts of each value instead of the value.)
+    """
+    title = f"The paper's claims at scale {scale.name}"
+    lines = [title, "=" * len(title), ""]
+    if (file := scale.results / "claims.parquet").is_file():
+        collected = verdicts.Collected(scale.name, pd.read_parquet(file))
+        lines += [*(f"- {escaped(quote)}" for quote in collected.quotes()), "", ".. list-table::", "   :header-rows: 1", ""]
+        counts = collected.counts().reset_index()
+        for row in (counts.columns, *counts.itertuples(index=False)):
+            first, *others = (escaped(str(value)) for value in row)
+            lines += [f"   * - {first}", *(f"     - {value}" for value in others)]
+        lines += ["", "Every claim with its evidence: `claims.html`_.", ""]
+    lines += [f":{name}: {escaped(text)}" for name, text in origin(scale).items()]
+    return "\n".join([*lines, ""])
+
+
+def origin(scale: Scale) -> dict[str, str]:
+    """The settings of a scale, and the origin of its runs."""
+    comparable = scale.settings["comparable"]
+    found = {
+        "Scale": f"{scale.name}: {scale.settings['description']}",
+        "Comparable with the paper": "yes" if comparable["value"] else f"no: {comparable['reason']}",
+        "Configuration": json.dumps(scale.overrides) if scale.overrides else "no settings beside the scale",
     }
-    frames = [
-        pd.read_parquet(file) for name in scale.experiments() if (file := scale.metrics_folder / f"{name}.runs.parquet").is_file()
-    ]
-    if frames:
+    files = [scale.metrics_folder / f"{name}.runs.parquet" for name in scale.experiments()]
+    if frames := [pd.read_parquet(file) for file in files if file.is_file()]:
         runs = pd.concat(frames, ignore_index=True)
-        found["runs"] = f"{len(runs)}, {runs['wall_seconds'].sum() / 60:.0f} minutes in all"
-        found["machines"] = sorted(runs["device"].unique())
-        found["commits"] = sorted({commit[:12] + "+" * commit.endswith("+") for commit in runs["git_commit"]})
-    return {key: [_text(v) for v in value] if isinstance(value, list) else _text(value) for key, value in found.items()}
+        commits = sorted({commit[:12] + "+" * commit.endswith("+") for commit in runs["git_commit"]})
+        found["Runs"] = f"{len(runs)}, {runs['wall_seconds'].sum() / 60:.0f} minutes in all"
+        found["Machines"] = ", ".join(sorted(runs["device"].unique()))
+        found["Commits"] = ", ".join(commits)
+    return found
 
 
-def _text(value: str) -> str:
-    """A value as reStructuredText. (Snakemake's template language evaluates a value that begins with a question mark.)"""
-    return verdicts.escaped_rst(value).lstrip("?")
+def escaped(text: str) -> str:
+    """Text as reStructuredText without markup. Braces are escaped, too, because Snakemake reads descriptions as templates."""
+    return re.sub(r"([\\*`_|<>{}])", r"\\\1", text)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
 def write(scale_name: str, overrides: Mapping[str, Any] | None = None) -> list[Page]:
-    """Writes the site of a scale, and ``report.yaml``; pages whose notebooks are gone are removed.
+    """Writes the site of a scale, and ``report.rst``; pages whose notebooks are gone are removed.
 
     Raises:
         ConfigurationError: unknown scale or override.
@@ -253,7 +269,7 @@ def write(scale_name: str, overrides: Mapping[str, Any] | None = None) -> list[P
             file.unlink()
     write_pages(found, folder)
     results.write_text(index(scale, found), folder / "index.html")
-    results.write_text(yaml.safe_dump(report_metadata(scale), allow_unicode=True, sort_keys=False), scale.results / "report.yaml")
+    results.write_text(landing(scale), scale.results / "report.rst")
     return found
 
 

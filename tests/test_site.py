@@ -12,7 +12,6 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
-import yaml
 from made_up_runs import Run, store
 from test_claims_page import judged
 
@@ -139,21 +138,18 @@ def test_pages_of_notebooks_that_are_gone_are_removed(made: list[site.Page]) -> 
     assert not (SITE / "figure8.html").exists() and "figure8" not in (SITE / "index.html").read_text()
 
 
-def test_the_metadata_of_the_report_is_flat_text(made: list[site.Page]) -> None:
-    found = yaml.safe_load(Path("results/small/report.yaml").read_text())
-    assert found["scale"] == "small" and found["commits"] == ["000000000000"] and found["machines"] == ["a machine"]
-    assert all(isinstance(value, str) or all(isinstance(v, str) for v in value) for value in found.values())
-    assert site._text("?exec('{{a}}') *b*") == r"exec('\{\{a\}\}') \*b\*"
-
-
-def test_the_landing_text_is_restructured_text_without_templates(made: list[site.Page]) -> None:
+def test_the_first_page_of_the_report_is_text_without_templates(made: list[site.Page]) -> None:
     from docutils.core import publish_parts
 
-    frame = pd.read_parquet("results/small/claims.parquet").assign(benchmark="A {{ 1 + 1 }} *b* <c>")
-    text = verdicts.Collected("small", frame).rst()
+    scale = config.load("small")
+    frame = pd.read_parquet("results/small/claims.parquet").assign(benchmark="A {{ 1 + 1 }} {% set a %} *b* <c>")
+    frame.to_parquet("results/small/claims.parquet")
+    text = site.landing(scale)
     assert "{{" not in text and "{%" not in text
+    assert (Path("results/small/report.rst")).is_file()
     body = publish_parts(f"{text}\n.. _claims.html: #\n", writer="html")["html_body"]
-    assert "{{ 1 + 1 }} *b* &lt;c&gt;" in body and "system-message" not in body
+    assert "a {{ 1 + 1 }} {% set a %} *b* &lt;c&gt;" in body and "system-message" not in body
+    assert "000000000000" in body and "a machine" in body and "1 of 2 statements of the paper is reproduced" in body
 
 
 def test_without_notebooks_the_error_says_what_to_run(

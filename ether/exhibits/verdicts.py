@@ -8,7 +8,7 @@ In a notebook::
     collected.sentences()
 
 `make` reads ``results/<scale>/{tables,figures}/<id>.claims.parquet`` of every exhibit that has been made, and writes
-``results/<scale>/claims.parquet`` and the pages ``claims.md`` and ``claims.rst``. It judges nothing again.
+``results/<scale>/claims.parquet`` and the page ``claims.md``. It judges nothing again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import html
 import importlib
 import importlib.util
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,10 +160,9 @@ class Collected:
     frame: pd.DataFrame  # from `collect`
 
     def write(self, folder: Path) -> None:
-        """Writes ``claims.parquet``, ``claims.md`` and ``claims.rst`` to a folder."""
+        """Writes ``claims.parquet`` and ``claims.md`` to a folder."""
         results.write_parquet(self.frame, folder / "claims.parquet")
         results.write_text(self.markdown(), folder / "claims.md")
-        results.write_text(self.rst(), folder / "claims.rst")
 
     @property
     def of_the_paper(self) -> pd.DataFrame:
@@ -235,18 +233,6 @@ class Collected:
             )
         return "\n".join([*lines, ""])
 
-    def rst(self) -> str:
-        """The sentences and counts as reStructuredText, for the landing page of ``snakemake --report``."""
-        counts = self.counts().reset_index()
-        lines = ["The paper's claims", "==================", "", *(f"- {escaped_rst(quote)}" for quote in self.quotes()), ""]
-        lines += [".. list-table::", "   :header-rows: 1", ""]
-        for row in (counts.columns, *counts.itertuples(index=False)):
-            lines += [
-                f"   {'-' if place else '* -'} {escaped_rst(str(value))}".replace("   - ", "     - ")
-                for place, value in enumerate(row)
-            ]
-        return "\n".join([*lines, "", "Every claim with its evidence: `claims.html`_.", ""])
-
     # --- cells ---
 
     def sentences(self) -> Markdown:
@@ -271,11 +257,6 @@ class Collected:
 
         rows = self.undecided()
         return HTML(render.text_table(rows)) if len(rows) else Markdown("Every claim is decided.")
-
-
-def escaped_rst(text: str) -> str:
-    """Text as reStructuredText without markup. Braces are escaped, too, because Snakemake reads descriptions as templates."""
-    return re.sub(r"([\\\\*`_|<>{}])", r"\\\1", text)
 
 
 def _markdown_table(frame: pd.DataFrame) -> list[str]:

@@ -12,7 +12,6 @@ rule claims:
     output:
         report(RESULTS + "/claims.parquet", caption="../report/claims.rst", category="Claims", labels={"claims": "data"}),
         RESULTS + "/claims.md",
-        RESULTS + "/claims.rst",
     log:
         notebook=RESULTS + "/notebooks/claims.ipynb",
     params:
@@ -38,7 +37,7 @@ rule site:
         sources.closure("ether.site"),
     output:
         RESULTS + "/site/index.html",
-        RESULTS + "/report.yaml",
+        RESULTS + "/report.rst",
         notebook_page("claims", "Claims"),
         [notebook_page(exhibit.id, "Notebooks") for exhibit in EXHIBITS.values() if available(exhibit)],
     params:
@@ -47,8 +46,8 @@ rule site:
         "{sys.executable} -m ether.site {SCALE_NAME} --overrides {params.overrides:q}"
 
 
-# The landing text of the report: the claims, as soon as they have been collected.
-report: os.path.abspath(f"{RESULTS}/claims.rst") if os.path.exists(f"{RESULTS}/claims.rst") else "../report/workflow.rst"
+# The first page of the report: the claims, as soon as the site has been made.
+report: os.path.abspath(f"{RESULTS}/report.rst") if os.path.exists(f"{RESULTS}/report.rst") else "../report/workflow.rst"
 
 
 rule report:
@@ -58,15 +57,15 @@ rule report:
         rules.figures.input,
         rules.claims.output,
         rules.site.output,
+        style="workflow/report/report.css",
     output:
         RESULTS + "/report.html",
     params:
         settings=[f"{key}={value}" for key, value in {"scale": SCALE_NAME, **OVERRIDES}.items()],
         targets=["tables", "figures", "claims", "site"],
-        metadata=RESULTS + "/report.yaml",
     shell:
         "ETHER_PROGRESS=off {sys.executable} -m snakemake {params.targets} --cores 1 --quiet all --report {output}"
-        " --report-metadata {params.metadata} --config {params.settings:q}"
+        " --report-stylesheet {input.style} --config {params.settings:q}"
 
 
 rule publish:
