@@ -247,8 +247,9 @@ def origin(scale: Scale) -> dict[str, str]:
 
 
 def escaped(text: str) -> str:
-    """Text as reStructuredText without markup. Braces are escaped, too, because Snakemake reads descriptions as templates."""
-    return re.sub(r"([\\*`_|<>{}])", r"\\\1", text)
+    """Text as reStructuredText without markup. Snakemake reads it as a template first, so an opening brace, which begins an
+    expression, is separated from what follows (by an escaped blank, which is not shown)."""
+    return re.sub(r"([\\*`_|<>{}])", r"\\\1", text).replace("{", "{\\ ")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ def targets(exhibit):
 for exhibit in EXHIBITS.values():
 
     rule:
-        name: exhibit.id
+        name:
+            exhibit.id
         input:
             lambda wildcards, exhibit=exhibit: targets(exhibit),
 
@@ -92,9 +93,7 @@ def available(exhibit):
     if SCALE.replay is None:
         return all(name in JOBS for name in exhibit.experiments)
     return all(
-        name in JOBS and os.path.exists(file)
-        for name in exhibit.experiments
-        for file in metrics_of(name, SCALE.metrics_folder)
+        name in JOBS and os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)
     )
 
 
@@ -117,7 +116,9 @@ def where_results_are():
             lines.append(f"  {exhibit.id:10} {'  '.join(map(str, files))}")
             lines.append(f"  notebook   {RESULTS}/notebooks/{exhibit.id}.ipynb")
             if exhibit.experiments:
-                lines.append("  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments))
+                lines.append(
+                    "  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments)
+                )
     if os.path.exists(f"{RESULTS}/claims.md"):
         lines.append(f"  claims     {RESULTS}/claims.md  {RESULTS}/claims.parquet  notebook {RESULTS}/notebooks/claims.ipynb")
     return "\n".join(lines)

@@ -16,8 +16,7 @@ rule check:
     output:
         RESULTS + "/checked/{experiment}.json",
     shell:
-        "{sys.executable} -m ether.check {SCALE_NAME} {wildcards.experiment} --output {output} --overrides "
-        + in_shell(OVERRIDES)
+        "{sys.executable} -m ether.check {SCALE_NAME} {wildcards.experiment} --output {output} --overrides " + in_shell(OVERRIDES)
 
 
 rule experiment:
