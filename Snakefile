@@ -37,6 +37,7 @@ include: "workflow/rules/worlds.smk"
 include: "workflow/rules/foundation.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/exhibits.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -44,6 +45,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.claims.output,
 
 
 onsuccess:

@@ -51,6 +51,12 @@ class ExhibitEntry:
     columns_of: str = ""  # for a table that is not in the paper: the paper's table with the same columns
     experiments: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    evidence: str = ""  # the module with the evidence for its claims, if it is not `module`
+
+    @property
+    def evidence_module(self) -> str:
+        """The module of `ether.exhibits` whose function `evidence` returns the values that its claims are judged by."""
+        return self.evidence or self.module
 
     @property
     def kind(self) -> str:

@@ -184,6 +184,25 @@ def test_bounds_on_one_method():
         Bound("a", "x")
 
 
+@pytest.mark.parametrize(
+    ("test", "verdict"),
+    [
+        (Comparison("a", "b", "x"), "reproduced"),
+        (Comparison("b", "a", "x"), "contradicted"),
+        (Comparison("a", "c", "x"), "contradicted"),  # equal is not better
+        (Comparison("a", "c", "x", "similar", 0.0), "reproduced"),
+        (Bound("a", "x", above=9), "reproduced"),
+        (Bound("a", "x", above=10), "contradicted"),
+    ],
+)
+def test_exact_values_are_decided_without_a_spread(test, verdict):
+    rows = [{"method": m, "metric": "x", "task": "", "seed": 0, "value": v} for m, v in (("a", 10), ("b", 5), ("c", 10))]
+    for evidence, unit in ((pd.DataFrame(rows), claims.EXACT), (pd.DataFrame(rows).assign(unit=claims.EXACT), "seed")):
+        row = _one(_claim("every", test), evidence, unit)
+        assert row["verdict"] == verdict and row["unit"] == "exact" and math.isnan(row["low"]) and pd.isna(row["units_needed"])
+    assert _one(_claim("every", test), pd.DataFrame(rows))["verdict"] == "not testable here"  # one seed of a sample
+
+
 def test_what_was_not_run_cannot_be_reproduced_but_can_be_contradicted():
     evidence = _evidence(a={"x": 15, "y": 5}, b={"x": 10, "y": 10})
     missing = Comparison("a", "c", "x")

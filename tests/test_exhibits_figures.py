@@ -76,7 +76,12 @@ def test_figure3_has_a_column_for_every_distance_and_the_claim_takes_the_greates
     evidence = perturbation.evidence("figure3", scale)
     greatest = evidence[evidence["metric"] == "dino_same"].groupby("method")["value"].first().to_dict()
     assert greatest == pytest.approx({"ether": 0.8, "ether-plus": 1 - 2**0.5 / 10, "oft-n4": 0.6, "naive-n4": 0.2})
-    assert verdicts(perturbation_claims, "figure3", evidence) == {"perturbation-bounded-methods-keep-content": "reproduced"}
+    found = verdicts(perturbation_claims, "figure3", evidence)
+    assert found["perturbation-bounded-methods-keep-content"] == "reproduced"
+    assert found["perturbation-ether-plus-fine-and-strong"] == "contradicted"  # 2 is farther than the square root of 2
+    assert found["perturbation-ether-has-distance-2"] == "not testable here"
+    smallest = evidence[evidence["metric"] == "dino_same_smallest"].groupby("method")["value"].first()
+    assert smallest["ether-plus"] == pytest.approx(1 - 1.41 / 10) and smallest["oft-n4"] == pytest.approx(1 - 1.41 / 10)
     assert list(data["label"].unique()) == ["OFT n=4", "Naive n=4", "ETHER", "ETHER+"]  # in the order of methods
 
 

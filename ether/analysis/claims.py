@@ -15,6 +15,9 @@ some         some test supports         every test contradicts           undecid
 average      decided by one test of the mean over the tests, which is taken within each unit
 
 A claim is "not testable here" if a method or metric has no measured values, unless the remaining tests decide it.
+
+Values with the unit ``exact`` are counted, not sampled: there is one per method and metric, without uncertainty, and a test on
+them supports or contradicts.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from ether.analysis.intervals import mean_interval, p_greater, paired_difference
 from ether.errors import ConfigurationError, one_of
 
 ALPHA = 0.025  # on each side
+EXACT = "exact"  # the unit of values that are counted, not sampled
 Verdict = Literal["reproduced", "contradicted", "undecided", "not testable here"]
 Quantifier = Literal["every", "average", "some"]
 Relation = Literal["better", "similar", "no worse"]
@@ -188,7 +192,9 @@ class _Result:
     verdict: str = "undecided"  # supporting | contradicting | undecided
 
     def p_values(self) -> tuple[float, float]:
-        """One-sided p-values for and against the claim."""
+        """One-sided p-values for and against the claim; 0 and 1 for exact values."""
+        if self.unit == EXACT:
+            return (0.0, 1.0) if self.holds else (1.0, 0.0)
         if isinstance(self.test, Comparison) and len(set(self.effects)) == 1:
             return math.nan, math.nan  # equal differences, such as ties of discrete scores, do not estimate a spread
         negative = [-value for value in self.effects]
@@ -241,17 +247,18 @@ def _measure(test: Test, evidence: pd.DataFrame, default_unit: str, metrics: Map
             was_run = (evidence["method"] == method).any()
             return _Result(test, [], missing=f"{method} has no {test.metric}" if was_run else f"{method} was not run")
     unit = str(values[test.methods[0]]["unit"].iloc[0]) if "unit" in evidence else default_unit
+    by = "seed" if unit == EXACT else unit
     if isinstance(test, Bound):
-        of_units = unit_means(values[test.method], unit)
+        of_units = unit_means(values[test.method], by)
         if test.below is not None:
             return _Result(test, (test.below - of_units).tolist(), unit=unit, units=list(of_units.index))
         assert test.above is not None
         return _Result(test, (of_units - test.above).tolist(), unit=unit, units=list(of_units.index))
     sign = metrics[test.metric].sign if test.metric in metrics else 1
-    differences = sign * paired_differences(values[test.first], values[test.second], unit)
+    differences = sign * paired_differences(values[test.first], values[test.second], by)
     if differences.empty:
         return _Result(test, [], missing=f"{test.first} and {test.second} have no {unit} in common")
-    margin = test.margin_at(float(unit_means(values[test.second], unit).mean()))
+    margin = test.margin_at(float(unit_means(values[test.second], by).mean()))
     return _Result(test, differences.tolist(), margin, unit=unit, units=list(differences.index))
 
 
@@ -273,7 +280,7 @@ def judge(
         claims: the claims.
         evidence: one row per run and metric, with columns method, metric, task, seed, value, optionally adapt_kind ("none" for
             a method without training), and optionally unit if the metrics come from experiments with different units.
-        unit: task | seed, see `ether.analysis.intervals`; used if `evidence` has no column unit.
+        unit: task | seed, see `ether.analysis.intervals`, or `EXACT`; used if `evidence` has no column unit.
         metrics: direction and format of the metrics; by default higher is better.
         labels: names of the methods for the evidence column.
         paper: {(method, metric): printed number}.
@@ -310,7 +317,7 @@ def _judge(
         verdict, reported = _average(made, missing)
     else:
         verdict = _quantified(claim.quantifier, counts, len(made), bool(missing))
-    if made and all(len(result.effects) == 1 for result in made):
+    if made and all(len(result.effects) == 1 and result.unit != EXACT for result in made):
         missing.append(f"one {unit} only")
         verdict = "not testable here"
     chosen = min(reported, key=lambda r: r.strength, default=None)
@@ -441,7 +448,7 @@ def _line(result: _Result, metrics: Mapping[str, MetricInfo], labels: Mapping[st
         assert bound is not None
         ends = sorted((bound + sign * low, bound + sign * high))
         between = "" if math.isnan(low) else f" [{ends[0]:{info.format}}, {ends[1]:{info.format}}]"
-        relation = f"{'<' if sign < 0 else '>'} {bound:.2g}"
+        relation = f"{'<' if sign < 0 else '>'} {bound:.3g}"
         return f"{labels.get(test.method, test.method)}, {info.name} {relation}: {bound + sign * mean:{info.format}}{between}"
     between = "" if math.isnan(low) else f" [{low:+{info.format}}, {high:+{info.format}}]"
     names = f"{labels.get(test.first, test.first)} – {labels.get(test.second, test.second)}, {info.name}"

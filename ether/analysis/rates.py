@@ -50,7 +50,7 @@ def choose(grid: pd.DataFrame) -> pd.DataFrame:
                 "best_score": float(finite.max()) if len(finite) else math.nan,
                 "at_edge": best in (scores.index[0], scores.index[-1]) if len(finite) else False,
                 "seeds": int(of_method["seed"].nunique()),
-                "width": _width(scores, best) if len(finite) else math.nan,
+                "width": width(scores, best) if len(finite) else math.nan,
                 "peak": float(finite.max()) if len(finite) else math.nan,
                 "worst": float(finite.min()) if len(finite) else math.nan,
                 "configured_rate": rate,
@@ -65,7 +65,7 @@ def _mean_of_all(values: pd.Series) -> float:
     return float(values.mean(skipna=False))
 
 
-def _width(scores: pd.Series, best: float) -> float:
+def width(scores: pd.Series, best: float) -> float:
     """Orders of magnitude of the contiguous range around the best rate with at least ``KEPT`` times the best score."""
     good = scores >= KEPT * scores.loc[best] if scores.loc[best] > 0 else scores >= scores.loc[best]
     low = high = list(scores.index).index(best)

@@ -11,12 +11,20 @@ from ether import config
 from ether.analysis import cells, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
-from ether.config import Scale
+from ether.config import ExhibitEntry, Scale
 from ether.errors import MissingResourceError
+from ether.paper import published
 from ether.paper.published import Column, PublishedTable
 
 # Columns of the evidence for claims: one row per run and metric.
 EVIDENCE_COLUMNS = ["method", "adapt_kind", "metric", "task", "seed", "value"]
+
+
+def title(exhibit: ExhibitEntry) -> str:
+    """'Table 4: GLUE with DeBERTaV3-base'; the title in exhibits.yaml if the exhibit has no number in the paper."""
+    number = exhibit.id.removeprefix(exhibit.kind)
+    text = exhibit.title or published.load()[exhibit.id].title
+    return f"{exhibit.kind.capitalize()} {number}: {text}" if number.isdigit() else text
 
 
 def unit_of(experiment: str) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ether import config
 from ether.errors import one_of
+from ether.exhibits import common
 from ether.exhibits.render import in_cell
 from ether.paper import efficiency, published
 
@@ -132,16 +133,9 @@ def notes(exhibit: str, table: pd.DataFrame) -> list[str]:
     return [*_page(exhibit).notes, *reasons(table)]
 
 
-def title(exhibit: str) -> str:
-    """'Table 1: TFLOPs of …' for a table of the paper; otherwise the title in exhibits.yaml."""
-    if exhibit in published.load():
-        return f"Table {exhibit.removeprefix('table')}: {published.load()[exhibit].title}"
-    return config.exhibits()[exhibit].title
-
-
 def markdown(exhibit: str, table: pd.DataFrame) -> str:
     """The table as Markdown, with its sections and notes. Raises ConfigurationError as `sections`."""
-    lines = [f"# {title(exhibit)}", ""]
+    lines = [f"# {common.title(config.exhibits()[exhibit])}", ""]
     for heading, frame in sections(exhibit, table).items():
         if heading:
             lines += [f"## {heading}", ""]

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPLIT = "perturbation"  # its steps are the numbers of the distances
-METRICS = {"dino_same": MetricInfo("similarity to the unperturbed image")}
+METRICS = {
+    "dino_same": MetricInfo("similarity to the unperturbed image"),
+    "dino_same_smallest": MetricInfo("similarity to the unperturbed image at the smallest distance"),
+    "background": MetricInfo("images with the prompt's background", format=".2f"),
+    "transformation_distance": MetricInfo("‖T − I‖", format=".4f"),
+}
 
 
 def _perturbations(scale: Scale) -> pd.DataFrame:
@@ -31,9 +36,12 @@ def _perturbations(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """Evidence for claims on Figure 3: every metric at the greatest distance of each run."""
+    """Evidence for claims on Figure 3: every metric at the greatest distance of each run; with the suffix `_smallest`, at its
+    smallest distance above 0."""
     data = _perturbations(scale)
-    return common.evidence_of(data[data["distance"] == data.groupby("run_id")["distance"].transform("max")])
+    moved = data[data["distance"] > 0]
+    ends = [moved[moved["distance"] == moved.groupby("run_id")["distance"].transform(end)] for end in ("max", "min")]
+    return common.evidence_of(pd.concat([ends[0], ends[1].assign(metric=ends[1]["metric"] + "_smallest")], ignore_index=True))
 
 
 def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:

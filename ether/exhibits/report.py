@@ -29,7 +29,7 @@ from ether.analysis import claims, rates
 from ether.analysis import runs as collected
 from ether.config import ExhibitEntry, Scale
 from ether.errors import ConfigurationError, MissingResourceError, one_of
-from ether.exhibits import job_report, render
+from ether.exhibits import common, job_report, render, verdicts
 from ether.paper import published
 
 if TYPE_CHECKING:
@@ -94,15 +94,21 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
         found = [claim for claim in every if claim.exhibit == entry.id]
     if not found:
         return claims.judge((), pd.DataFrame(), "seed")
+    if entry.evidence:
+        module = importlib.import_module(f"ether.exhibits.{entry.evidence}")
     evidence = module.evidence(entry.id, scale)
     units = {config.experiments()[name].unit for name in entry.experiments}
     if len(units) != 1 and "unit" not in evidence:
         raise ConfigurationError(
             f"The experiments {', '.join(entry.experiments)} of {entry.id} have the units "
-            f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.module}.py needs a column `unit`."
+            f"{' and '.join(sorted(units)) or 'none'}, so `evidence` of ether/exhibits/{entry.evidence_module}.py needs a column "
+            "`unit`."
         )
-    metrics, printed = dict(getattr(module, "METRICS", {})), {}
-    if entry.kind == "table":
+    metrics: dict[str, claims.MetricInfo] = (
+        module.metrics() if hasattr(module, "metrics") else dict(getattr(module, "METRICS", {}))
+    )
+    printed: dict[tuple[str, str], float] = module.printed(entry.id) if hasattr(module, "printed") else {}
+    if entry.kind == "table" and entry.experiments:
         paper = _paper_table(entry)
         for column in (*paper.columns, *paper.beside):
             digits = ".3g" if column.digits is None else f".{column.digits}f"
@@ -111,7 +117,7 @@ def _judged(entry: ExhibitEntry, scale: Scale, module: ModuleType) -> pd.DataFra
             if cell.value is not None:
                 printed[cell.method, paper.column(cell.column).metric] = cell.value
     labels = {stem: str(method["label"]) for stem, method in config.methods().items()}
-    return claims.judge(found, evidence, units.pop(), metrics=metrics, labels=labels, paper=printed)
+    return claims.judge(found, evidence, next(iter(units), claims.EXACT), metrics=metrics, labels=labels, paper=printed)
 
 
 # --- report ----------------------------------------------------------------------------------------------------
@@ -133,9 +139,7 @@ class Report:
     @property
     def title(self) -> str:
         """'Table 4: GLUE with DeBERTaV3-base'."""
-        number = self.entry.id.removeprefix(self.entry.kind)
-        title = self.entry.title or published.load()[self.entry.id].title
-        return f"{self.entry.kind.capitalize()} {number}: {title}" if number.isdigit() else title
+        return common.title(self.entry)
 
     @property
     def paper(self) -> published.PublishedTable:
@@ -242,7 +246,7 @@ class Report:
         """
         if self.judged.empty:
             return _markdown("No claim is judged with this exhibit.")
-        rows = [_claim_line(row) for row in self.judged.itertuples()]
+        rows = [verdicts.claim_line(row) for row in self.judged.itertuples()]
         return _html(render.text_table(pd.DataFrame(rows)))
 
     def parameter_counts(self) -> HTML:
@@ -321,25 +325,6 @@ def _html(text: str) -> HTML:
 
 def _list(lines: Sequence[str]) -> Markdown:
     return _markdown("\n".join(f"- {line}" for line in lines))
-
-
-def _claim_line(row: Any) -> dict[str, str]:
-    effect = "" if math.isnan(row.effect) else f"{row.effect:+.3g}"
-    if not math.isnan(row.low):
-        effect += f" [{row.low:+.3g}, {row.high:+.3g}], n = {row.n}"
-    verdict = row.verdict
-    if verdict == "undecided":
-        more = "more than 10,000" if pd.isna(row.units_needed) else f"{row.units_needed:,}"
-        verdict += f"\n(further {render.UNIT_NAMES[row.unit]} needed: {more})" if row.n > 1 else "\n(one unit only)"
-    return {
-        "claim": row.claim,
-        "source": row.source,
-        "verdict": verdict,
-        "effect": effect,
-        "tests": f"{row.supporting} for, {row.contradicting} against, of {row.tests} ({row.quantifier})",
-        "the paper's digits": row.paper,
-        "evidence": row.evidence.replace("; ", "\n"),
-    }
 
 
 def _range(values: Sequence[Any]) -> str:

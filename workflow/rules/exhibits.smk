@@ -29,11 +29,22 @@ def optional_files(wildcards):
 
 def exhibit_code(wildcards):
     """The code and settings that an exhibit depends on."""
-    made_by = EXHIBITS[wildcards.exhibit].module
-    claims = f"ether.paper.claims.{made_by}"
-    modules = ["ether.exhibits.report", f"ether.exhibits.{made_by}", *([claims] if sources.module_file(claims) else [])]
+    exhibit = EXHIBITS[wildcards.exhibit]
+    claims = f"ether.paper.claims.{exhibit.module}"
+    modules = ["ether.exhibits.report", *(f"ether.exhibits.{name}" for name in {exhibit.module, exhibit.evidence_module})]
+    modules += [claims] if sources.module_file(claims) else []
     settings = [str(file) for folder in ("methods", "scales") for file in Path("workflow", folder).glob("*.yaml")]
     return [*sources.closure(*modules), *sorted(settings), "workflow/exhibits.yaml", "workflow/experiments.yaml"]
+
+
+def exhibit_title(exhibit):
+    """'Table 4: GLUE with DeBERTaV3-base'."""
+    return importlib.import_module("ether.exhibits.common").title(exhibit)
+
+
+def exhibit_labels(wildcards):
+    """The label of a table or figure in Snakemake's report."""
+    return {"title": exhibit_title(EXHIBITS[wildcards.exhibit])}
 
 
 rule table:
@@ -43,7 +54,8 @@ rule table:
         exhibit_code,
         notebook="notebooks/{exhibit}.ipynb",
     output:
-        multiext(RESULTS + "/tables/{exhibit}", ".parquet", ".csv", ".md", ".claims.parquet"),
+        multiext(RESULTS + "/tables/{exhibit}", ".parquet", ".md", ".claims.parquet"),
+        report(RESULTS + "/tables/{exhibit}.csv", caption="../report/table.rst", category="Tables", labels=exhibit_labels),
     log:
         notebook=RESULTS + "/notebooks/{exhibit}.ipynb",
     params:
@@ -54,7 +66,8 @@ rule table:
 
 use rule table as figure with:
     output:
-        multiext(RESULTS + "/figures/{exhibit}", ".png", ".pdf", ".parquet", ".claims.parquet"),
+        report(RESULTS + "/figures/{exhibit}.png", caption="../report/figure.rst", category="Figures", labels=exhibit_labels),
+        multiext(RESULTS + "/figures/{exhibit}", ".pdf", ".parquet", ".claims.parquet"),
     log:
         notebook=RESULTS + "/notebooks/{exhibit}.ipynb",
 
@@ -69,7 +82,8 @@ def targets(exhibit):
 for exhibit in EXHIBITS.values():
 
     rule:
-        name: exhibit.id
+        name:
+            exhibit.id
         input:
             lambda wildcards, exhibit=exhibit: targets(exhibit),
 
@@ -79,9 +93,7 @@ def available(exhibit):
     if SCALE.replay is None:
         return all(name in JOBS for name in exhibit.experiments)
     return all(
-        name in JOBS and os.path.exists(file)
-        for name in exhibit.experiments
-        for file in metrics_of(name, SCALE.metrics_folder)
+        name in JOBS and os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)
     )
 
 
@@ -104,5 +116,9 @@ def where_results_are():
             lines.append(f"  {exhibit.id:10} {'  '.join(map(str, files))}")
             lines.append(f"  notebook   {RESULTS}/notebooks/{exhibit.id}.ipynb")
             if exhibit.experiments:
-                lines.append("  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments))
+                lines.append(
+                    "  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments)
+                )
+    if os.path.exists(f"{RESULTS}/claims.md"):
+        lines.append(f"  claims     {RESULTS}/claims.md  {RESULTS}/claims.parquet  notebook {RESULTS}/notebooks/claims.ipynb")
     return "\n".join(lines)

@@ -35,7 +35,8 @@ def world_files(experiment):
 for world in SCALE.settings.get("world", {}):
 
     rule:
-        name: f"world_{world}"
+        name:
+            f"world_{world}"
         input:
             sources.closure("ether.worlds.__main__", WORLDS[world]),
         output:

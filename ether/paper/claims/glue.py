@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ether.analysis.claims import Claim, Comparison, compare_all
 
+BENCHMARK = "GLUE"
 EARLIER = ("full", "bitfit", "h-adapter", "p-adapter", "lora", "adalora", "oft", "boft")
 
 CLAIMS = (

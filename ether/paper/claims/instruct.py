@@ -1,11 +1,13 @@
-"""Claims on Tables 5 and 10 (instruction tuning)."""
+"""Claims on Tables 5 and 10 and the learning rates of instruction tuning."""
 
 from __future__ import annotations
 
-from ether.analysis.claims import Claim, compare_all
+from ether.analysis.claims import Bound, Claim, compare_all
 
+BENCHMARK = "Instruction tuning"
 BENCHMARKS = ("mmlu", "arc", "tru1", "tru2")
 TUNED = ("vera-r64", "vera-r256", "lora-r1", "lora", "oft-n256", "ether-n32", "ether-plus-n32")
+KEPT = 0.9  # the share of a score that is not "deteriorated"
 SIMILAR = 0.05  # as a share of the score; the paper states "almost unaffected" without a number
 
 CLAIMS = (
@@ -96,5 +98,21 @@ CLAIMS = (
         "ETHER+ with n = 32 does better than with fewer blocks.",
         "every",
         compare_all(["ether-plus-n32"], ["ether-plus-n1", "ether-plus-n4"], BENCHMARKS),
+    ),
+    Claim(
+        "instruct-wider-learning-rates",
+        "figure_instruct_rates",
+        "Sec. 1",
+        "ETHER and ETHER+ keep 90 % of their best score over a wider range of learning rates than the other methods.",
+        "every",
+        compare_all(["ether-n32", "ether-plus-n32"], ["vera-r64", "vera-r256", "lora-r1", "lora", "oft-n256"], ["width"]),
+    ),
+    Claim(
+        "instruct-ten-times-the-rate",
+        "figure_instruct_rates",
+        "App. A",
+        "ETHER and ETHER+ keep 90 % of their score at ten times the learning rate.",
+        "every",
+        tuple(Bound(method, "score_kept_x10", above=KEPT) for method in ("ether-n32", "ether-plus-n32")),
     ),
 )

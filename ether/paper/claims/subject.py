@@ -10,10 +10,17 @@ Claims with the source `ADDED` are not in the paper. They test what this suite m
 from __future__ import annotations
 
 from ether.analysis.claims import Bound, Claim, Comparison, compare_all
+from ether.paper.claims import ADDED
 
+BENCHMARK = "Subject-driven generation"
 QUALITY = ("dino", "clip_i")
+UNBOUNDED = ("oft-n4", "naive-n4")
+ETHERS = ("ether", "ether-plus")
+ROUNDING = 1e-3  # of a distance in single precision
+MAGNITUDE = 10  # the least factor of "orders of magnitude"
+KEPT = 0.9  # the share of a score that is not "deteriorated"
+MORE_THAN_HALF = 0.5  # of the images have the background of their prompt: the prompt is followed
 OTHERS = ("dreambooth", "lora-r4", "oft-n4")
-ADDED = "not in the paper"
 UNCHANGED = 1e-5  # smaller relative changes of hyperspherical energy are rounding errors in single precision
 
 CLAIMS = (
@@ -168,5 +175,144 @@ CLAIMS = (
         "On semantic maps, ETHER+ changes the hyperspherical energy more than Naive when both have the same learning rate.",
         "every",
         (Comparison("ether-plus", "naive-n4", "control_he_difference_input_equal_rates"),),
+    ),
+    Claim(
+        "subject-ether-plus-competitive",
+        "table2",
+        "Sec. 5.1.1",
+        "ETHER+ is competitive in image quality, text-prompt fidelity and diversity (here: no more than 5 % below DreamBooth, "
+        "LoRA and OFT).",
+        "every",
+        compare_all(["ether-plus"], OTHERS, [*QUALITY, "clip_t", "lpips_real"], "no worse", relative_margin=0.05),
+    ),
+    Claim(
+        "subject-ether-plus-addresses-ether",
+        "table2",
+        "Table 2, caption",
+        "ETHER+ addresses the shortcomings of ETHER: it has better image quality.",
+        "every",
+        compare_all(["ether-plus"], ["ether"], QUALITY),
+    ),
+    Claim(
+        "subject-ether-distance-constant",
+        "figure4",
+        "Sec. 3.2, Eq. 2",
+        "After fine-tuning, the distance of ETHER's transformation from the identity is 2 at every learning rate.",
+        "every",
+        (
+            Bound("ether", "transformation_distance_least", above=2 - ROUNDING),
+            Bound("ether", "transformation_distance_greatest", below=2 + ROUNDING),
+        ),
+    ),
+    Claim(
+        "subject-ether-plus-distance-bounded",
+        "figure4",
+        "Sec. 3.3",
+        "After fine-tuning, the distance of ETHER+'s transformation from the identity is at most 2 at every learning rate.",
+        "every",
+        (Bound("ether-plus", "transformation_distance_greatest", below=2 + ROUNDING),),
+    ),
+    Claim(
+        "subject-ether-plus-distance-below-root-2",
+        "figure4",
+        ADDED,
+        "After fine-tuning, the distance of ETHER+'s transformation from the identity is below the square root of 2 at every "
+        "learning rate.",
+        "every",
+        (Bound("ether-plus", "transformation_distance_greatest", below=2**0.5 + ROUNDING),),
+    ),
+    Claim(
+        "subject-transformation-orders-of-magnitude",
+        "figure4",
+        "Sec. 4",
+        "At the highest learning rate the transformations of OFT and Naive are orders of magnitude farther from the identity "
+        "than those of ETHER and ETHER+ (here: at least 10 times).",
+        "every",
+        tuple(
+            Bound(method, f"transformation_distance_over_{bounded}", above=MAGNITUDE)
+            for method in UNBOUNDED
+            for bounded in ETHERS
+        ),
+    ),
+    Claim(
+        "subject-weights-orders-of-magnitude",
+        "figure4",
+        "Figure 4, caption",
+        "At the highest learning rate the weights of OFT, Naive and LoRA are orders of magnitude farther from the pretrained "
+        "ones than those of ETHER and ETHER+ (here: at least 10 times).",
+        "every",
+        tuple(
+            Bound(method, f"weight_distance_over_{bounded}", above=MAGNITUDE)
+            for method in (*UNBOUNDED, "lora-r4")
+            for bounded in ETHERS
+        ),
+    ),
+    Claim(
+        "subject-ten-times-the-rate-collapse",
+        "figure4",
+        "App. A, Figure 8",
+        "At ten times the learning rate OFT and Naive fail to follow the prompt (here: fewer than half of the images have its "
+        "background).",
+        "every",
+        tuple(Bound(method, "background_x10", below=MORE_THAN_HALF) for method in UNBOUNDED),
+    ),
+    Claim(
+        "subject-ten-times-the-rate-lora-collapse",
+        "figure4",
+        "App. A, Figure 8",
+        "At ten times the learning rate LoRA collapses (here: fewer than half of the images have the prompt's background).",
+        "every",
+        (Bound("lora-r4", "background_x10", below=MORE_THAN_HALF),),
+    ),
+    Claim(
+        "subject-ten-times-the-rate-prompt-followed",
+        "figure4",
+        "App. A, Figure 8",
+        "At ten times the learning rate ETHER and ETHER+ follow the prompt (here: more than half of the images have its "
+        "background).",
+        "every",
+        tuple(Bound(method, "background_x10", above=MORE_THAN_HALF) for method in ETHERS),
+    ),
+    Claim(
+        "subject-ten-times-the-rate-score-kept",
+        "figure4",
+        "App. A, Figure 8",
+        "ETHER and ETHER+ produce good results without deterioration at ten times the learning rate (here: they keep 90 % of "
+        "their score).",
+        "every",
+        tuple(Bound(method, "score_kept_x10", above=KEPT) for method in ETHERS),
+    ),
+    Claim(
+        "subject-a-tenth-of-the-rate-too-slow",
+        "figure4",
+        "App. A, Figure 8",
+        "At a tenth of the learning rate OFT, Naive and ETHER do not learn the subject (here: they have less than 90 % of their "
+        "DINO).",
+        "every",
+        tuple(Bound(method, "dino_kept_x0.1", below=KEPT) for method in (*UNBOUNDED, "ether")),
+    ),
+    Claim(
+        "subject-wider-learning-rates",
+        "figure4",
+        "Sec. 4",
+        "ETHER and ETHER+ keep 90 % of their best score over a wider range of learning rates than OFT, Naive and LoRA.",
+        "every",
+        compare_all(ETHERS, [*UNBOUNDED, "lora-r4"], ["width"]),
+    ),
+    Claim(
+        "subject-ether-plus-widest-learning-rates",
+        "figure4",
+        "Figure 8, caption",
+        "ETHER+ has the widest range of learning rates (here: that keep 90 % of its best score).",
+        "every",
+        compare_all(["ether-plus"], [*OTHERS, "naive-n4", "ether"], ["width"]),
+    ),
+    Claim(
+        "subject-oft-naive-same-working-range",
+        "figure4",
+        "Sec. 5.3",
+        "OFT and Naive have the same optimal learning rate (here: it differs by less than half an order of magnitude).",
+        "every",
+        (Comparison("oft-n4", "naive-n4", "best_rate", "similar", 0.5),),
     ),
 )

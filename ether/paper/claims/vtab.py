@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ether.analysis.claims import Bound, Claim, Comparison, compare_all
 
+BENCHMARK = "VTAB"
 TASKS = ("caltech101", "dtd", "flowers102", "svhn", "eurosat", "snorb_elevation")
 
 CLAIMS = (
