@@ -13,6 +13,7 @@ mount one; without it a full disk is simulated by a limit to the size of files, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -24,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,7 @@ class Project:
             else:
                 shutil.copy2(source, target)
         (folder / "workflow/scales/faults.yaml").write_text(SCALE, encoding="utf-8")
+        self.running: list[subprocess.Popen[str]] = []
         self.results = folder / RESULTS
 
     def clear(self) -> None:
@@ -153,6 +154,7 @@ class Project:
         )  # fmt: skip
         process.log, process.begun = Path(output.name), time.monotonic()  # type: ignore[attr-defined]
         output.close()
+        self.running.append(process)
         return process
 
     def ended(self, process: subprocess.Popen[str]) -> Ended:
@@ -162,10 +164,16 @@ class Project:
         except subprocess.TimeoutExpired:
             kill(everything(process))
             status = process.wait()
+        self.running.remove(process)
         log: Path = process.log  # type: ignore[attr-defined]
         output = log.read_text(errors="replace")
         log.unlink()
         return Ended(status, output, time.monotonic() - process.begun)  # type: ignore[attr-defined]
+
+    def stop(self) -> None:
+        """Ends the workflows that are still running."""
+        for process in self.running:
+            kill(everything(process))
 
     def numbers(self) -> list[pd.DataFrame]:
         """The numbers that are compared."""
@@ -215,7 +223,7 @@ def wait_for(process: subprocess.Popen[str], happened: Callable[[], object]) -> 
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Callable[[str], None]]:
     """A tmpfs of `size` bytes at a folder; yields a function that mounts it again with other options."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,11 +297,14 @@ class Trials:
         self.mounts = can_mount()
 
     def make(self, number: int, kind: str) -> Trial:
-        """One trial."""
-        self.project.clear()
-        trial = Trial(number, kind)
+        """One trial; a kill that meets no process is tried again at another moment, twice at most."""
         maker: Callable[[Trial], None] = getattr(self, f"_{kind.replace(' ', '_').replace('-', '_')}")
-        maker(trial)
+        for _ in range(3 if kind in KILLS else 1):
+            self.project.clear()
+            trial = Trial(number, kind)
+            maker(trial)
+            if trial.struck:
+                break
         return trial
 
     def _stopped(self, trial: Trial, ended: Ended) -> None:
@@ -355,7 +366,8 @@ class Trials:
         self._kill(trial, kernels, "kernel")
 
     def _step(self, trial: Trial) -> None:
-        self._kill(trial, kernels, "step")
+        done = self.project.results / "runs/glue/all/runs.parquet"  # then the kernel is that of the table
+        self._kill(trial, lambda process: [] if done.exists() else kernels(process), "step")
 
     # disks
 
@@ -488,8 +500,13 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as temporary:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that disks are unmounted
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as temporary,
+        contextlib.ExitStack() as stack,
+    ):
         project = Project(Path(temporary))
+        stack.callback(project.stop)
         reference = undisturbed(project)
         print(f"undisturbed: {reference.seconds:.0f} s", flush=True)
         trials = Trials(project, reference, options.seed)
