@@ -88,7 +88,7 @@ def test_there_is_one_sentence_a_verdict_with_counts_by_benchmark(made: verdicts
         "At scale small, 1 of 5 statements of the paper is undecided, because the intervals allow for both answers: 1 on GLUE.",
         "At scale small, 1 of 5 statements of the paper is not testable here, because a method, a metric or a second unit is "
         "missing: 1 on instruction tuning.",
-        "Of 1 statements that this suite adds: 1 reproduced.",
+        "Of 1 statement that this suite adds: 1 reproduced.",
     ]
     assert made.counts().loc["in all"].tolist() == [2, 1, 1, 1, 5]
 
@@ -100,6 +100,8 @@ def test_every_claim_without_a_decision_says_what_would_decide_it(made: verdicts
     assert found["C."] == f"{needed} further seeds, with the same mean and spread"
     assert found["D."] == "missing: ETHER has no d"
     row = made.frame.iloc[2]
+    single = row.to_frame().T.assign(verdict="not testable here", missing="one task only").iloc[0]
+    assert verdicts.decided_by(single) == "missing: a second task"
     for change, text in (
         ({"units_needed": pd.NA}, "more than 10,000"),
         ({"n": 1}, "a second seed"),
@@ -225,6 +227,15 @@ def test_distances_have_their_ends_and_their_ratio_at_the_highest_rate() -> None
     assert found["oft-n4", "transformation_distance_least"] == 1
     assert found["oft-n4", "transformation_distance_greatest"] == 30
     assert found["oft-n4", "transformation_distance_over_ether"] == 15
+
+
+def test_a_grid_without_scores_or_bounded_methods_leaves_claims_untested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scale = config.load("small")
+    store(scale.results, "subject_rates", [Run("lora-r4", {("geometry", "weight_distance"): 1.0}, "a", 0, 1e-3)])
+    entry = config.exhibits()["figure4"]
+    found = report._judged(entry, scale, importlib.import_module("ether.exhibits.subject"))
+    assert set(found["verdict"]) == {"not testable here"}
 
 
 def test_claims_on_figure4_are_judged_over_its_whole_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,8 @@ def exhibits_of(scale):
 
 @pytest.mark.parametrize("scale", config.scale_names())
 def test_dry_run_of_every_target(scale, clone):
-    said = snakemake(clone, "--dry-run", "table4", "tables", "figures", "all", "foundation", "--config", f"scale={scale}")
+    targets = ("table4", "tables", "figures", "claims", "all", "foundation", "site", "report", "publish")
+    said = snakemake(clone, "--dry-run", *targets, "--config", f"scale={scale}")
     lines = [line.split() for line in said.splitlines()]
     for rule, samples in (("experiment", False), ("experiment_with_samples", True)):
         of_scale = config.load(scale)
@@ -318,8 +319,15 @@ def test_smoke_scale_for_real(tmp_path):
         book = nbformat.read(file, as_version=4)
         outputs = [o for c in book.cells if c.cell_type == "code" for o in c.outputs]
         assert outputs and not any(o.output_type == "error" for o in outputs)
-    figures = sorted((folder / "results/smoke/figures").glob("figure*.png"))
-    assert len(figures) == 8 and all(file.with_suffix(".pdf").is_file() for file in figures)
+    made = {file.stem for file in (folder / "results/smoke/figures").glob("figure*.png")}
+    assert made == {id_ for id_, exhibit in exhibits_of(config.load("smoke")).items() if exhibit.kind == "figure"}
+    collected = pd.read_parquet(folder / "results/smoke/claims.parquet")
+    assert len(collected) >= 50 and set(collected["exhibit"]) <= set(exhibits_of(config.load("smoke")))
+
+    snakemake(folder, "report", "--config", "scale=smoke")
+    assert "At scale smoke, " in (folder / "results/smoke/report.html").read_text()
+    assert (folder / "results/smoke/site/table4.html").is_file() and (folder / "results/smoke/site/runs/glue").is_dir()
+    assert "is not known" in snakemake(folder, "publish", "--config", "scale=smoke", expect=1)  # a copy without git
     assert not (folder / "results/smoke/work/glue/all").exists() or not any(
         p.is_dir() for p in (folder / "results/smoke/work/glue/all").iterdir()
     )

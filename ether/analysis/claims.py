@@ -245,7 +245,8 @@ def _measure(test: Test, evidence: pd.DataFrame, default_unit: str, metrics: Map
     for method, rows in values.items():
         if rows.empty:
             was_run = (evidence["method"] == method).any()
-            return _Result(test, [], missing=f"{method} has no {test.metric}" if was_run else f"{method} was not run")
+            name = metrics[test.metric].name if test.metric in metrics else test.metric
+            return _Result(test, [], missing=f"{method} has no {name}" if was_run else f"{method} was not run")
     unit = str(values[test.methods[0]]["unit"].iloc[0]) if "unit" in evidence else default_unit
     by = "seed" if unit == EXACT else unit
     if isinstance(test, Bound):

@@ -17,6 +17,7 @@ import html
 import importlib
 import importlib.util
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def claim_line(row: Any) -> dict[str, str]:
 def decided_by(row: Any) -> str:
     """What would decide an undecided claim, or make an untestable one testable; '' for a decided claim."""
     if row.verdict == "not testable here":
-        return f"missing: {row.missing}"
+        return "missing: " + re.sub(r"one (seed|task) only", r"a second \1", row.missing)
     if row.verdict != "undecided":
         return ""
     if row.n < 2:
@@ -186,7 +187,7 @@ class Collected:
         added = self.frame[self.frame["source"] == ADDED]
         if len(added):
             counts = _listed(f"{count} {verdict}" for verdict, count in self._counts(added).items() if count)
-            found.append(f"Of {len(added)} statements that this suite adds: {counts}.")
+            found.append(f"Of {len(added)} statement{'s' * (len(added) != 1)} that this suite adds: {counts}.")
         return found
 
     @staticmethod

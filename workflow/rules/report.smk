@@ -52,6 +52,7 @@ report: os.path.abspath(f"{RESULTS}/report.rst") if os.path.exists(f"{RESULTS}/r
 
 rule report:
     # One HTML file with every table, figure and notebook, the rules with their run times, and the claims as its first page.
+    localrule: True
     input:
         rules.tables.input,
         rules.figures.input,
@@ -70,5 +71,6 @@ rule report:
 
 rule publish:
     # Copies what has been made to results/published/<scale>; makes nothing. Further options: python -m ether.publish --help
+    localrule: True
     shell:
         "{sys.executable} -m ether.publish {SCALE_NAME}"
