@@ -281,7 +281,7 @@ def test_every_scale_lists_the_tasks_of_the_papers_table() -> None:
 
 
 @pytest.mark.skipif(not HUB.is_dir(), reason=f"the real photographs are not here: no folder {HUB}")
-def test_real_caltech_through_the_papers_settings(tmp_path: Path) -> None:
+def test_real_caltech_through_the_papers_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = tmp_path / "mirror"
     tiny.write_mirror(mirror)
     (mirror / "datasets" / "mteb").mkdir(parents=True)
@@ -305,3 +305,10 @@ def test_real_caltech_through_the_papers_settings(tmp_path: Path) -> None:
     loaded = vtab.EXPERIMENT.load(wanted, tmp_path, "cpu")
     assert loaded.data.train[0]["pixel_values"].shape == (3, 224, 224) and loaded.model.config.num_labels > 90
     assert 0 <= values["validation", "score"] <= 100
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results" / "paper"
+    columns = {name: value for name, value in row.items() if name != "run_id"}
+    store(folder, "vtab", [Run("ether-plus", values, task="caltech101", columns=columns)])
+    table = report.make("table12", "paper", {"replay": str(folder), "tasks": "caltech101", "methods": "ether-plus"}).data
+    [cell] = table[table["column"] == "Caltech101"].itertuples()
+    assert cell.ours == pytest.approx(values["validation", "score"]) and cell.printed == "98.27"

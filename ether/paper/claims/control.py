@@ -12,6 +12,7 @@ from __future__ import annotations
 from ether.analysis.claims import Bound, Claim, Comparison, compare_all
 from ether.paper.claims.subject import ADDED
 
+BENCHMARK = "Controllable generation"
 CONTROL = ("miou", "accuracy")
 ADAPTED = ("oft-n4", "oft-n4-magnitude", "naive-n4", "ether", "ether-plus")
 UNBOUNDED = ("oft-n4", "naive-n4")
