@@ -289,7 +289,7 @@ def test_smoke_scale_for_real(tmp_path):
     snakemake(folder, "--cores", "2", "all", "--config", "scale=smoke")
     table = pd.read_parquet(folder / "results/smoke/tables/table4.parquet")
     assert list(table.columns) == CELL_COLUMNS
-    assert set(table["method"]) == set(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 10
+    assert set(table["method"]) == set(config.chosen_methods(config.load("smoke"), "glue")) and table["column"].nunique() == 11
     scores = table[table["column"] != "#params"]
     assert scores["ours"].notna().all() and (scores["n"] == 2).all() and not scores["comparable"].any()
     steps = {

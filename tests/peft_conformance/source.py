@@ -60,7 +60,8 @@ def download(folder: Path) -> None:
                 f"{(got.stderr.strip().splitlines() or ['no output'])[-1]} Set PEFT_SOURCE to its unpacked folder."
             )
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(temporary, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and newer
+            archive.extractall(temporary, **safely)
         try:
             (Path(temporary) / folder.name).rename(folder)
         except OSError:
