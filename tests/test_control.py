@@ -95,14 +95,16 @@ def test_targets_of_landmarks_are_distributions_with_their_places_as_means() -> 
     assert torch.allclose(control_judges.place_targets(None), torch.full((20, 4096), 1 / 4096))
 
 
-def test_confusion_is_that_of_the_measures() -> None:
+def test_confusion_of_the_measures_is_that_of_torchmetrics() -> None:
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     from ether.measures.segmentation import SegmentationScores
 
     random = torch.Generator().manual_seed(0)
     predicted, target = (torch.randint(len(world.CLASSES), (3, 9, 9), generator=random) for _ in range(2))
     scores = SegmentationScores(len(world.CLASSES))
     scores.update(predicted, target)
-    assert torch.equal(control_judges.confusion(predicted, target), scores.confusion)
+    assert torch.equal(multiclass_confusion_matrix(predicted, target, len(world.CLASSES)), scores.confusion)
 
 
 def test_the_judges_are_pretrained_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

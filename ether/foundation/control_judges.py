@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from ether.foundation import card
@@ -218,18 +219,12 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, 
 # --- validation -------------------------------------------------------------------------------------------------------
 
 
-def confusion(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(classes, classes): the number of pixels of each true class (row) and predicted class (column) of label maps."""
-    classes = len(control.CLASSES)
-    pairs = target.long().flatten() * classes + predicted.long().flatten()
-    return pairs.bincount(minlength=classes**2).reshape(classes, classes)
-
-
 def validate(folder: Path, *, seed: int = 1, count: int = 256) -> dict[str, float]:
     """The scores of both networks on newly rendered pictures, without disturbance."""
     segmenter, detector = load(folder / "segmenter"), load(folder / "landmarks")
     maps, shown = (control.examples(task, "validation", seed + 50, count) for task in ("semantic", "landmarks"))
-    table = confusion(label_maps(segmenter, maps.images), torch.from_numpy(maps.targets)).double()
+    predicted, target = label_maps(segmenter, maps.images), torch.from_numpy(maps.targets).long()
+    table = multiclass_confusion_matrix(predicted, target, len(control.CLASSES)).double()  # rows: true classes
     right = table.diagonal()
     iou = right / (table.sum(0) + table.sum(1) - right)
     places = detect(detector, to_input(shown.images))
