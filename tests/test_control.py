@@ -15,10 +15,12 @@ from PIL import Image
 from subjects import METHODS
 from torch import nn
 
-from ether import check, config, run
+from ether import check, config, hub, run
 from ether.config import RunSpec
 from ether.diffusion.control_evaluation import hint_scores
 from ether.diffusion.control_judges import ControlJudges
+from ether.diffusion.sampler import build_unet
+from ether.diffusion.signal import new_encoder, save_encoder
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.experiments import control as experiment
 from ether.foundation import control_judges
@@ -220,6 +222,25 @@ def test_the_encoders_rate_is_capped_and_it_alone_changes_without_an_adapter(pla
     images = [[np.asarray(Image.open(tmp_path / cap / "samples" / f"{n:02d}.png")) for n in range(3)] for cap in ("1e-12", "0.1")]
     assert values[0]["train", "loss"][4] != values[1]["train", "loss"][4]
     assert any(not np.array_equal(a, b) for a, b in zip(*images, strict=True))
+
+
+def test_runs_start_from_the_encoder_that_the_scale_names(place: Path, tmp_path: Path) -> None:
+    """At a rate of almost 0: an encoder of zeros is a new one, another encoder changes the images."""
+    unet = build_unet(hub.Source("tiny", place / "mirror" / "models" / tiny.PIPELINE))
+    encoder = new_encoder(unet, (4, 8, 8), seed=3)
+    shown = {}
+    for name in ("new", "zeros", "other"):
+        signal: dict[str, Any] = {"cap": 1e-12, "block_channels": [4, 8, 8]}
+        if name != "new":
+            torch.nn.init.constant_(encoder.conv_out.bias, 0.0 if name == "zeros" else 2.0)
+            save_encoder(encoder.half(), place / "mirror" / "models" / "tiny" / name / "semantic.safetensors")
+            signal["start"] = {"path": f"tiny/{name}"}
+        executed(place, spec(place, "encoder-only", signal=signal), tmp_path / name)
+        shown[name] = np.stack([np.asarray(Image.open(tmp_path / name / "samples" / f"{n:02d}.png")) for n in range(3)])
+    assert np.array_equal(shown["new"], shown["zeros"]) and not np.array_equal(shown["new"], shown["other"])
+    absent = spec(place, "encoder-only", "edges", signal={"cap": 1e-12, "start": {"path": "tiny/other"}})
+    with pytest.raises(MissingResourceError, match=r"edges\.safetensors does not contain a signal encoder"):
+        check.check_run(absent, place / "results" / "smoke")
 
 
 def test_refitting_continues_the_run(place: Path, tmp_path: Path) -> None:

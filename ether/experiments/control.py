@@ -33,7 +33,10 @@ Settings of a scale (required unless a default is given here)::
     layers: attention-geglu
     head: []
     limits: {train, evaluation}     null: all
-    signal: {cap, block_channels: [16, 32, 96, 256], guided: false}
+    signal: {cap, block_channels: [16, 32, 96, 256], guided: false, start: null}
+                                    start: a model as `model`; the encoder of each task from which the runs start
+                                    (`ether.diffusion.control_encoders`), and which determines its channels;
+                                    null: a new one
     sampling: {steps, guidance, batch, between, saved, scheduler: null, seed: 0}    saved: number of images that are saved
     times: uniform                  uniform | noise
 
@@ -53,12 +56,14 @@ from typing import Any
 
 import torch
 import transformers
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import nn
 from torch.utils.data import Subset
 
 from ether import hub
 from ether.config import RunSpec
 from ether.diffusion import control_data
+from ether.diffusion.control_encoders import file_of
 from ether.diffusion.control_evaluation import ControlEvaluation
 from ether.diffusion.control_examples import EncodedExamples
 from ether.diffusion.control_judges import check_control_judges, judged, shared_control_judges
@@ -66,7 +71,7 @@ from ether.diffusion.evaluation import EvaluationCallback
 from ether.diffusion.losses import ControlLoss, SampleNumbers
 from ether.diffusion.sampler import Sampler, build_unet, check_scheduler, load_pipeline
 from ether.diffusion.samples import save_controlled
-from ether.diffusion.signal import BLOCK_CHANNELS, ControlledUNet, new_encoder, optimizer
+from ether.diffusion.signal import BLOCK_CHANNELS, ControlledUNet, load_encoder, new_encoder, optimizer
 from ether.errors import ConfigurationError, MissingResourceError, one_of
 from ether.experiments.common import SAMPLES, Fitted, Loaded, Rows, Skeleton
 from ether.measures.frechet import FrechetJudge
@@ -83,6 +88,7 @@ class ControlData:
 
     examples: EncodedExamples
     evaluation: ControlEvaluation
+    start: Path | None  # file of the encoder with which a run starts
 
 
 class ControlCallback(EvaluationCallback):
@@ -147,6 +153,24 @@ def _split(text: str) -> tuple[str, int | None, int | None]:
     return found[1], start, end
 
 
+def _start(spec: RunSpec, results: Path) -> Path | None:
+    """The file of the encoder with which a run starts, or None for a new one.
+
+    Raises:
+        MissingResourceError: the model is not in a folder.
+    """
+    start = spec.settings["signal"].get("start")
+    if not start:
+        return None
+    source = hub.model_source(start, spec.resources, results)
+    if source.folder is None:
+        raise MissingResourceError(
+            f"The signal encoders {source.name!r} must be a folder: give --config mirror=FOLDER with "
+            f"FOLDER/models/{source.name}/, or set `control.signal.start` to null."
+        )
+    return file_of(source.folder, spec.task)
+
+
 class Control:
     """The experiment on controllable generation."""
 
@@ -155,6 +179,8 @@ class Control:
         hub.model_source(spec.settings["model"], spec.resources, results)
         check_control_judges(spec.settings["judges"], spec.task, spec.resources, results)
         check_scheduler(spec.settings["sampling"])
+        if file := _start(spec, results):
+            load_encoder(file)
         data = _data(spec.settings, spec.task)
         source = hub.data_source(data, spec.resources, results)
         for split in SPLITS:
@@ -198,18 +224,24 @@ class Control:
             data_name=f"{folder.name}/{spec.task}",
             data_fingerprint=shared.fingerprint,
             dtype="float32",
-            data=ControlData(shared.encoded, evaluation),
+            data=ControlData(shared.encoded, evaluation, _start(spec, results)),
         )
 
     def fit(self, loaded: Loaded[ControlData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
         """Trains encoder and adapter, evaluates ``evaluations`` times at equal intervals, and re-fits the magnitudes if asked."""
         evaluation = loaded.data.evaluation
-        channels = spec.settings["signal"].get("block_channels", BLOCK_CHANNELS)
-        evaluation.controlled = ControlledUNet(model, new_encoder(model, channels, seed=spec.seed))
+        evaluation.controlled = ControlledUNet(model, self._encoder(model, spec, loaded.data.start))
         try:
             return self._fit(loaded, evaluation.controlled, model, spec, folder, device)
         finally:
             evaluation.controlled.detach()
+
+    @staticmethod
+    def _encoder(model: nn.Module, spec: RunSpec, start: Path | None) -> ControlNetConditioningEmbedding:
+        """The encoder with which the run starts."""
+        if start:
+            return load_encoder(start).float()
+        return new_encoder(model, spec.settings["signal"].get("block_channels", BLOCK_CHANNELS), seed=spec.seed)
 
     def _fit(
         self, loaded: Loaded[ControlData], controlled: ControlledUNet, model: nn.Module, spec: RunSpec, folder: Path, device: str

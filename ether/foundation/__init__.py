@@ -19,6 +19,7 @@ from ether.silence import quiet
 __all__ = ["CARD", "MODELS", "path", "pretrain", "verify"]
 
 MODELS = {  # name: the module that pretrains it
+    "control-encoders": "ether.diffusion.control_encoders",
     "control-judges": "ether.foundation.control_judges",
     "image-judges": "ether.foundation.image_judges_training",
     "language-encoder": "ether.foundation.language_encoder",
