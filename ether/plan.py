@@ -60,6 +60,7 @@ class Assumed:
 
 ASSUMED = Assumed()
 BLOCKS = {"deberta-v3-base": 12, "llama-2-7b": 32, "vit-b16": 12, "sd15-unet": 4}  # that checkpointing computes one at a time
+HINT = 512  # side of a hint in pixels
 DECODE = 2_514_518_933_504  # operations of Stable Diffusion's VAE decoder for one image (AutoencoderKL, counted as the models)
 # Training and evaluation examples of the data sets, as their cards state them.
 EXAMPLES = {
@@ -67,6 +68,7 @@ EXAMPLES = {
     "rte": (2_490, 277), "mrpc": (3_668, 408), "stsb": (5_749, 1_500), "alpaca": (52_002, 0),
     "caltech101": (3_060, 6_084), "dtd": (3_760, 1_880), "flowers102": (1_020, 6_149), "svhn": (73_257, 26_032),
     "eurosat": (16_200, 5_400), "snorb_elevation": (24_300, 12_150),
+    "semantic": (22_244, 2_000), "landmarks": (27_000, 2_987), "edges": (118_287, 5_000),
 }  # fmt: skip
 # Architecture of each experiment's module, and the size of an example (tokens: from the run).
 MODELS = {
@@ -74,6 +76,7 @@ MODELS = {
     "instruct": ("llama-2-7b", 0),
     "subject": ("sd15-unet", 64),
     "perturbation": ("sd15-unet", 64),
+    "control": ("sd15-unet", 64),
     "vtab": ("vit-b16", 224),
 }
 PAPER_MODELS = (
@@ -85,6 +88,7 @@ PAPER_MODELS = (
 # Further models that are held during a run, in bytes: autoencoder, text encoder and judges of the pictures, in float32.
 HELD = {"subject": 4 * (83_653_863 + 123_060_480 + 21_670_272 + 427_616_513)}
 HELD["perturbation"] = HELD["subject"]
+HELD["control"] = 4 * (83_653_863 + 123_060_480 + 64_143_958 + 23_885_392)  # SegFormer-B4 and Inception in place of the judges
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ def cost(run: RunSpec, gpu: Gpu, precision: str = "", evaluations: int = 0) -> C
         each = settings["sampling"]["steps"] * 2 * one.forward + DECODE  # two passes a step: with and without the prompt
         evaluation = rounds * images * each * (1 + ASSUMED.judge_share)
         disk = ASSUMED.run_bytes + images * ASSUMED.image_bytes
+    elif module == "control":
+        hint = example("control-encoder", "full", HINT)
+        steps = steps_in_all(hyper, train)
+        refit = int(hyper.get("refit_steps") or 0)
+        count = batch * hyper["accumulation"]
+        training = steps * count * (one.forward + one.backward + hint.forward + hint.backward)
+        training += refit * count * (one.forward + one.backward + hint.forward)
+        each = settings["sampling"]["steps"] * 2 * one.forward + DECODE + hint.forward
+        rounds = 2 if refit else 1
+        images = rounds * (test + (times - 1) * min(settings["sampling"]["between"], test))
+        evaluation = images * each * (1 + ASSUMED.judge_share)
+        disk = ASSUMED.run_bytes + 3 * settings["sampling"]["saved"] * ASSUMED.image_bytes
     else:
         steps = steps_in_all(hyper, train) if trains else 0
         training = steps * batch * hyper["accumulation"] * (one.forward + one.backward)
@@ -181,6 +197,8 @@ def cost(run: RunSpec, gpu: Gpu, precision: str = "", evaluations: int = 0) -> C
     if trains:
         copies = micro * (2 if module == "subject" and settings["prior"]["images"] else 1)
         saved = largest.saved * copies
+        if module == "control":
+            saved += example("control-encoder", "full", HINT).saved * copies
         if limits.checkpointing:  # one block at a time is computed again
             saved += example(name, kind, longest, dtype).saved * copies // BLOCKS[name]
         memory += largest.trained * 12 + saved + _logits(name, longest) * copies  # gradient and two moments in float32

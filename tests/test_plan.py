@@ -85,6 +85,26 @@ def test_a_subject_run_by_hand(scale: config.Scale) -> None:
     assert base.training == 0 and base.evaluation == pytest.approx(found.evaluation / 7)
 
 
+def test_the_hint_encoder_has_the_operations_of_its_convolutions() -> None:
+    convolutions = [(3, 16, 512), (16, 16, 512), (16, 32, 256), (32, 32, 256), (32, 96, 128), (96, 96, 128), (96, 256, 64)]
+    products = sum(9 * into * out * side**2 for into, out, side in [*convolutions, (256, 320, 64)])
+    counted = example("control-encoder", "full", 512)
+    assert counted.forward == 2 * products and counted.trained == counted.parameters
+    assert counted.backward == 4 * products - 2 * 9 * 3 * 16 * 512**2  # no gradient of the hint
+
+
+def test_a_control_run_by_hand(scale: config.Scale) -> None:
+    unet, hint = example("sd15-unet", "adapted", 64), example("control-encoder", "full", 512)
+    passes = unet.forward + unet.backward + hint.forward + hint.backward
+    found = plan.cost(one(scale, "control", "oft-n4", "semantic"), A100)
+    assert found.training == 10 * math.ceil(22_244 / 10) * 10 * passes
+    image = 50 * 2 * unet.forward + plan.DECODE + hint.forward
+    assert found.evaluation == pytest.approx((2_000 + 9 * 500) * image * 1.05)
+    again = plan.cost(one(scale, "control", "oft-n4-magnitude", "semantic"), A100)  # one more epoch, encoder frozen
+    assert again.training - found.training == 2_224 * 10 * (passes - hint.backward)
+    assert again.evaluation == pytest.approx(2 * found.evaluation)
+
+
 def test_hours_follow_the_gpu_and_the_precision(scale: config.Scale) -> None:
     run = one(scale, "glue", "lora", "rte")
     start = plan.ASSUMED.loading_seconds / 3600
@@ -94,9 +114,10 @@ def test_hours_follow_the_gpu_and_the_precision(scale: config.Scale) -> None:
 
 
 def test_the_memory_profiles_of_the_scale_fit_their_gpus(scale: config.Scale) -> None:
-    for experiment in ("glue", "instruct", "vtab"):
+    for experiment in ("glue", "instruct", "vtab", "control", "control_lora"):
         every = {
-            (run.adapt["kind"] == "full", run.hyperparameters.get("max_length")): run for run in config.runs(scale, experiment)
+            (run.adapt["kind"] == "full", run.hyperparameters.get("max_length"), run.hyperparameters["batch_size"]): run
+            for run in config.runs(scale, experiment)
         }
         for size in (24, 40, 80):
             gpu = plan.Gpu(size, 19.5, 312.0)

@@ -40,8 +40,10 @@ class Example:
 
 
 def _inputs(name: str, size: int, dtype: torch.dtype, batch: int) -> dict[str, Any]:
-    """Inputs of a batch on the current device. size: tokens of a text, or the side of an image or latent."""
+    """Inputs of a batch on the current device. size: tokens of a text, or the side of an image, hint or latent."""
     kind = architecture(name).model_type
+    if name == "control-encoder":
+        return {"conditioning": torch.empty(batch, 3, size, size, dtype=dtype)}
     if kind == "unet":
         prompt = torch.empty(batch, PROMPT_TOKENS, 768, dtype=dtype)
         return {
@@ -82,7 +84,7 @@ def _model(name: str, kind: str, checkpointing: bool, layers: int, dtype: torch.
 
 def _output(model: Callable[[dict[str, Any]], Any], inputs: dict[str, Any]) -> torch.Tensor:
     found = model(inputs)
-    output: torch.Tensor = found.sample if hasattr(found, "sample") else found.logits
+    output: torch.Tensor = found if isinstance(found, torch.Tensor) else found.get("sample", found.get("logits"))
     return output.float().sum()
 
 
@@ -91,9 +93,9 @@ def example(name: str, kind: str, size: int, dtype: torch.dtype = torch.float32,
     """Counts one example.
 
     Args:
-        name: a model of `ether.measures.architectures` with texts, images or latents as its input.
+        name: a model of `ether.measures.architectures` with texts, images or latents as its input, or control-encoder.
         kind: adapted (LoRA of rank `RANK` on the paper's layers; other adapters are as small) | full (all weights are trained).
-        size: tokens, or the side of an image or latent.
+        size: tokens, or the side of an image, hint or latent.
         dtype: of the model; adapters are float32.
         checkpointing: blocks keep their inputs only, and are computed again in the backward pass.
 
