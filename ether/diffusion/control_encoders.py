@@ -31,7 +31,7 @@ from ether.foundation import card
 from ether.training import train, training_arguments
 from ether.worlds import control, pictures
 
-__all__ = ["STEPS", "file_of", "pretrain"]
+__all__ = ["STEPS", "base", "evaluate", "file_of", "pretrain"]
 
 STEPS = 400  # for each kind of hint
 BATCH, RATE = 8, 3.0e-4
@@ -84,19 +84,39 @@ def _trained(kind: str, sampler: Sampler, seed: int, steps: int, device: str) ->
     return controlled
 
 
-def _scores(kind: str, sampler: Sampler, controlled: ControlledUNet, seed: int, device: str) -> dict[str, float]:
-    """The scores of images from new hints, with the shipped judges."""
-    shown = _examples(kind, "tuning", seed + 2, EVALUATED)
+def base(device: str = "cpu") -> Sampler:
+    """A sampler of the shipped base model."""
+    source = hub.Source("foundation/text-to-image", foundation.path("text-to-image"))
+    return Sampler(load_pipeline(source, SAMPLING, device), SAMPLING, pictures.SIZE, device)
+
+
+def evaluate(
+    kind: str, sampler: Sampler, controlled: ControlledUNet, *, seed: int, count: int = EVALUATED
+) -> tuple[list[dict[str, Any]], torch.Tensor, dict[str, float]]:
+    """Images from new hints, measured by the shipped judges.
+
+    Args:
+        kind: semantic | landmarks | edges.
+        sampler: from `base`.
+        controlled: its UNet with an encoder.
+        seed: of the examples.
+        count: number of examples.
+
+    Returns:
+        The examples (image, hint, caption, target), the images (N, 3, 64, 64), uint8, and the scores
+        (`ether.diffusion.control_evaluation.hint_scores`).
+    """
+    shown = _examples(kind, "tuning", seed, count)
     judges = {
         "features": {"path": "foundation/image-judges", "subfolder": "dino"},
         "segmenter": {"path": "foundation/control-judges", "subfolder": "segmenter"},
         "landmarks": {"path": "foundation/control-judges", "subfolder": "landmarks"},
     }
-    of_task = shared_control_judges(judges, kind, {"mirror": None, "foundation": "shipped"}, Path(), device)
+    of_task = shared_control_judges(judges, kind, {"mirror": None, "foundation": "shipped"}, Path(), sampler.device)
     hints = torch.stack([example["hint"] for example in shown])
-    names = [f"{kind}/{number}" for number in range(len(shown))]
+    names = [f"{kind}/{number}" for number in range(count)]
     images = controlled_pictures(sampler, controlled, [example["caption"] for example in shown], names, hints)
-    return hint_scores(images, [example["target"] for example in shown], kind, of_task, control.CLASSES)
+    return shown, images, hint_scores(images, [example["target"] for example in shown], kind, of_task, control.CLASSES)
 
 
 def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, device: str = "cpu") -> None:
@@ -114,16 +134,16 @@ def pretrain(out: Path, *, seed: int = 0, steps: int = STEPS, threads: int = 1, 
     began = time.monotonic()
     torch.set_num_threads(threads)
     card.start(out)
-    source = hub.Source("foundation/text-to-image", foundation.path("text-to-image"))
     encoders: dict[str, Any] = {}
     scores: dict[str, float] = {}
     for kind in control.TASKS:
-        sampler = Sampler(load_pipeline(source, SAMPLING, device), SAMPLING, pictures.SIZE, device)
+        sampler = base(device)
         controlled = _trained(kind, sampler, seed, steps, device)
         encoders[kind] = controlled.encoder
         save_encoder(controlled.encoder.half(), file_of(out, kind))
         controlled.encoder.float()  # of what was written
-        scores |= {f"{kind}, {name}": round(value, 2) for name, value in _scores(kind, sampler, controlled, seed, device).items()}
+        _, _, found = evaluate(kind, sampler, controlled, seed=seed + 2)
+        scores |= {f"{kind}, {name}": round(value, 2) for name, value in found.items()}
         controlled.detach()
     card.write(
         out,
