@@ -43,7 +43,7 @@ from ether.worlds.faces import LANDMARKS, random_face
 
 __all__ = [
     "CLASSES", "LINES", "NO_CLASS", "PALETTE", "SIZES", "SPLITS", "TASKS", "Examples", "coloured", "draw_landmarks", "edge_map",
-    "examples", "faces", "files", "label_map", "landmarks", "split_of", "write",
+    "examples", "faces", "files", "label_map", "landmarks", "split_of", "write", "write_classes", "write_split",
 ]  # fmt: skip
 
 Picture = NDArray[np.uint8]
@@ -272,6 +272,25 @@ def _stored(picture: Picture, number: int) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": f"{number:05d}.png"}
 
 
+def write_classes(root: Path) -> None:
+    """Write the table of the classes and their colours of a data set of semantic maps."""
+    table = [f"{i + 1},{name},{r},{g},{b}" for i, (name, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True))]
+    write_text("\n".join(["idx,name,r,g,b", *table]) + "\n", root / CLASSES_FILE)
+
+
+def write_split(root: Path, task: str, split: str, made: Examples) -> None:
+    """Write the file of a split."""
+    shown = [_annotation(task, target, hint) for target, hint in zip(made.targets, made.hints, strict=True)]
+    rows: dict[str, list[Any]] = {
+        "image": [_stored(picture, i) for i, picture in enumerate(made.images)],
+        "annotation": [_stored(picture, i) for i, picture in enumerate(shown)],
+        "caption": made.captions,
+    }
+    if task == "landmarks":
+        rows["landmarks"] = made.targets.round(3).tolist()
+    write_parquet(pd.DataFrame(rows), root / f"{split}.parquet")
+
+
 def write(folder: Path, *, seed: int = 0, tasks: Sequence[str] | None = None, sizes: Mapping[str, int] | None = None) -> None:
     """Write the tasks as a hub mirror (for the layout, see the docstring of the module).
 
@@ -290,16 +309,6 @@ def write(folder: Path, *, seed: int = 0, tasks: Sequence[str] | None = None, si
     for task in chosen:
         root = Path(folder) / _folder(task)
         if task == "semantic":
-            table = [f"{i + 1},{name},{r},{g},{b}" for i, (name, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True))]
-            write_text("\n".join(["idx,name,r,g,b", *table]) + "\n", root / CLASSES_FILE)
+            write_classes(root)
         for split, count in counts.items():
-            made = examples(task, split, seed, count)
-            shown = [_annotation(task, target, hint) for target, hint in zip(made.targets, made.hints, strict=True)]
-            rows: dict[str, list[Any]] = {
-                "image": [_stored(picture, i) for i, picture in enumerate(made.images)],
-                "annotation": [_stored(picture, i) for i, picture in enumerate(shown)],
-                "caption": made.captions,
-            }
-            if task == "landmarks":
-                rows["landmarks"] = made.targets.round(3).tolist()
-            write_parquet(pd.DataFrame(rows), root / f"{split}.parquet")
+            write_split(root, task, split, examples(task, split, seed, count))
