@@ -55,7 +55,7 @@ def test_maps_are_where_the_things_are(package: Path) -> None:
         assert (thing[:, main] > thing.sum(1) - thing[:, main]).mean() > 0.95  # the cut-out's colour
         empty = pictures.render(pictures.Scene((), scene.background, scene.shift))
         outside = labels == 0
-        assert (image[outside] == empty[outside]).all(-1).mean() > 0.95  # but for the rim of the thing
+        assert (image[outside] == empty[outside]).all(-1).mean() > 0.9  # but for the rim of the thing
         assert np.array_equal(hint, control.coloured(labels))
 
 
