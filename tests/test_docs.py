@@ -79,3 +79,12 @@ def test_citation_and_hooks_agree_with_the_project() -> None:
     assert ruff in project["project"]["optional-dependencies"]["test"]
     [snakefmt] = [hook["entry"] for hook in hooks if hook["id"] == "snakefmt"]
     assert f"--line-length {project['tool']['ruff']['line-length']}" in snakefmt
+
+
+def test_readme_shows_the_published_results() -> None:
+    from ether import readme
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.written(text, ROOT) == text, "python -m ether.readme"
+    shown = readme.section(ROOT)
+    assert "| ETHER+ |" in shown and "figures/figure8.png" in shown and "are reproduced" in shown

@@ -37,7 +37,7 @@ ORDER = (
     ("measures analysis standins", "measures adapted models; analyses stored metrics; imitates models of the hub"),
     ("diffusion paper", "what the text-to-image experiments share; the paper's numbers, beside ours"),
     ("experiments exhibits", "train; show what was measured: neither knows the other"),
-    ("publish site", "copy and show what was made"),
+    ("publish site readme", "copy and show what was made"),
     ("check plan", "tries methods on an experiment's model before anything is trained; counts what the runs would cost"),
     ("run", "the only module that knows both experiments and methods"),
     ("notebook", "executes a notebook, whatever is in it"),
