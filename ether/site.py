@@ -2,7 +2,8 @@
 
 Writes ``results/<scale>/site``: a page for each executed notebook of a table, a figure, the claims, a world and a job, and
 ``index.html``, which lists them by table and figure. A page needs no network and has no script; pictures are part of it. Its HTML
-is reduced to harmless elements (`harmless`), all other text is escaped.
+is reduced to harmless elements (`harmless`), all other text is escaped. One further page, ``tables.html``, has every table with
+columns that can be sorted and searched; its only script is the library that does this (itables).
 
 ``results/<scale>/report.rst``, written beside it, is the first page of Snakemake's report.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +28,7 @@ from ether.config import Scale
 from ether.errors import EtherError, MissingResourceError
 from ether.exhibits import common, verdicts
 
+TABLES = "tables.html"  # the page of sortable tables
 CLAIMS = "claims"  # stem of the notebook and page of the claims
 # What a page may contain: the elements and properties of nbconvert's basic template, of `ether.exhibits.render` and of pandas.
 TAGS = {
@@ -162,6 +165,56 @@ def _beside(found: Sequence[Page], place: int) -> list[tuple[str, Page]]:
     return before + ([("→", found[place + 1])] if place + 1 < len(found) else [])
 
 
+# --- sortable tables -------------------------------------------------------------------------------------------
+
+
+def _shown(value: float) -> float | str:
+    """A number with four digits, a count with all of them, or '' for NaN."""
+    if math.isnan(value):
+        return ""
+    return round(value) if abs(value) >= 1e3 else float(f"{value:.4g}")
+
+
+def wide(cells: pd.DataFrame) -> pd.DataFrame:
+    """A table's cells with one row per method and, for each column, its mean and the paper's number (`ether.exhibits.common`)."""
+    labels = cells.drop_duplicates("method").set_index("method")["label"]
+    parts = {"method": labels}
+    for column, of_column in cells.groupby("column", sort=False):
+        by_method = of_column.drop_duplicates("method").set_index("method").reindex(labels.index)
+        for name, source in ((str(column), "ours"), (f"{column}, the paper", "paper")):
+            values = pd.to_numeric(by_method[source], errors="coerce")
+            if values.notna().any():
+                parts[name] = pd.Series([_shown(value) for value in values], index=values.index, dtype=object)
+    return pd.DataFrame(parts).reset_index(drop=True)
+
+
+def _tables(scale: Scale) -> list[tuple[str, Path]]:
+    """Title and file of every table that has been made."""
+    files = ((entry, scale.results / "tables" / f"{entry.id}.parquet") for entry in config.exhibits().values())
+    return [(common.title(entry), file) for entry, file in files if entry.kind == "table" and file.is_file()]
+
+
+def sortable(scale: Scale) -> str | None:
+    """The page with all tables of a scale, sortable by every column; None if no table has been made."""
+    if not (made := _tables(scale)):
+        return None
+    from itables import options, to_html_datatable
+    from itables.javascript import generate_init_offline_itables_html
+
+    parts = [
+        "<h1>All tables</h1><p>A click on a column's title sorts by it. Means of the runs here, and the paper's numbers; "
+        "intervals and notes are on the page of each table.</p>",
+        generate_init_offline_itables_html(options.dt_bundle),
+    ]
+    nothing: Any = dict.fromkeys(("topStart", "topEnd", "bottomStart", "bottomEnd"))  # around a table
+    for title, file in made:
+        table = to_html_datatable(
+            wide(pd.read_parquet(file)), connected=False, paging=False, showIndex=False, allow_html=False, layout=nothing
+        )
+        parts.append(f"<h2>{html.escape(title)}</h2><div class='output_area'>{table}</div>")
+    return whole(f"All tables at scale {scale.name}", "\n".join(parts))
+
+
 # --- index -----------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +234,8 @@ def index(scale: Scale, found: Sequence[Page]) -> str:
         if entries:
             rows = "".join(f"<tr><td>{_link(by_name[e.id])}</td><td>{_counted(judged, e.id)}</td></tr>" for e in entries)
             parts.append(f"<h2>{heading}</h2><table><tr><th></th><th>claims</th></tr>{rows}</table>")
+        if kind == "table" and _tables(scale):
+            parts.append(f"<p><a href='{TABLES}'>All tables on one page, with sortable columns</a></p>")
     worlds = [page for page in found if page.name.startswith("foundation_")]
     if worlds:
         parts.append("<h2>Worlds and their models</h2><ul>" + "".join(f"<li>{_link(page)}</li>" for page in worlds) + "</ul>")
@@ -265,6 +320,9 @@ def write(scale_name: str, overrides: Mapping[str, Any] | None = None) -> list[P
     scale = config.load(scale_name, overrides)
     folder, found = scale.results / "site", pages(scale)
     kept = {folder / page.href for page in found}
+    if tables := sortable(scale):
+        results.write_text(tables, folder / TABLES)
+        kept.add(folder / TABLES)
     for file in folder.rglob("*.html"):
         if file not in kept:
             file.unlink()

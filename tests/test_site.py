@@ -161,15 +161,40 @@ def test_without_notebooks_the_error_says_what_to_run(
     assert site.main(["smal"]) == 1 and "Did you mean 'small'" in capsys.readouterr().err
 
 
+def test_all_tables_are_on_one_page_with_sortable_columns(made: list[site.Page]) -> None:
+    assert not (SITE / "tables.html").exists()  # no table has been made
+    folder = config.load("small").results / "tables"
+    cell = {"method": "ether", "label": "ETHER <b>", "low": 1.0, "high": 2.0}
+    cells = [
+        {**cell, "column": "#params", "ours": 85251.0, "paper": 90000.0},
+        {**cell, "column": "Avg", "ours": 79.43721, "paper": None},
+        {**cell, "method": "lora", "label": "LoRA", "column": "Avg", "ours": float("nan"), "paper": None},
+        {**cell, "method": "full", "label": "Full", "column": "Avg", "ours": 81.5, "paper": None},
+    ]
+    pd.DataFrame(cells).to_parquet(folder / "table4.parquet")
+    found = site.wide(pd.read_parquet(folder / "table4.parquet"))
+    assert list(found) == ["method", "#params", "#params, the paper", "Avg"] and found["Avg"].tolist() == [79.44, "", 81.5]
+    site.write("small")
+    text = (SITE / "tables.html").read_text()
+    assert "Table 4: GLUE with DeBERTaV3-base" in text and "79.44" in text and "<b>" not in text
+    assert not [link for link in page("tables").links if "//" in link and "itables.org" not in link]  # no network is needed
+    assert "tables.html" in page("index").links
+
+
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("name", ["index", "table4", "runs/glue/ether"])
+@pytest.mark.parametrize("name", ["index", "table4", "tables", "runs/glue/ether"])
 def test_a_browser_shows_the_page_without_a_console_message(made: list[site.Page], name: str, tmp_path: Path) -> None:
     assert CHROMIUM is not None
+    if name == "tables":
+        cell = {"method": "ether", "label": "ETHER", "column": "Avg", "ours": 1.0, "paper": 2.0}
+        pd.DataFrame([cell]).to_parquet(config.load("small").results / "tables" / "table4.parquet")
+        site.write("small")
     file = (SITE / f"{name}.html").resolve()
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr"]
     done = subprocess.run([CHROMIUM, *options, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "<main>" in done.stdout and "CONSOLE" not in done.stderr
+    assert name != "tables" or "dt-orderable" in done.stdout  # the library has run
