@@ -198,6 +198,10 @@ def figure5(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         curves(axes, data[data["metric"] == metric], "learning_rate", common.unit_of("control_rates"))
         axes.set(xscale="log", xlabel="learning rate", title=title)
         axes.grid(alpha=0.25)
+    panels[0].set_ylim(0, 100)  # intervals over few seeds reach beyond what is possible
+    distances = data.loc[data["metric"] == "fid", "value"].dropna()
+    if len(distances):
+        panels[1].set(yscale="log", ylim=(distances.min() / 1.5, distances.max() * 1.5))
     ceiling = common.last_values(scale, "control_rates", REAL, ["miou"])["value"].mean()
     bias = common.last_values(scale, "control_rates", LAST, ["fid_bias"])["value"].mean()
     for axes, value in zip(panels, (ceiling, bias), strict=True):
