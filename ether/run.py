@@ -396,7 +396,7 @@ def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]
 
 def _report(progress: RunProgress, row: Mapping[str, Any], values: list[dict[str, Any]]) -> None:
     """Prints one line for a finished run; `ether.notebook` forwards it to the terminal."""
-    parts = ("train", "selection", "report", "last", "best")  # a score on half of the prompts is not the score of the table
+    parts = ("train", "selection", "report", "last", "best", "real")  # half of the prompts, or real images: not the table's score
     scores = [v["value"] for v in values if v["split"] not in parts and v["metric"] == "score"]
     ending = "" if row["status"] == "finished" else f"{row['status']}: {row['reason']}"
     line = progress.line(row["label"], row["task"], row["seed"], scores[-1] if scores else None, row["wall_seconds"], ending)
