@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from ether import config, results
+from ether.analysis import runs as analysis_runs
 from ether.analysis.cells import Cell
 from ether.paper import published
 
@@ -91,3 +93,8 @@ def at(table: pd.DataFrame, method: str, column: str) -> Any:
     """The one cell of a method and column."""
     [row] = table[(table["method"] == method) & (table["column"] == column)].itertuples()
     return row
+
+
+def nothing_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exhibits find no committed metrics of other experiments."""
+    monkeypatch.setattr(analysis_runs, "published_metrics", lambda scale: Path("nowhere"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import Run, save_images, store
+from made_up_runs import Run, nothing_published, save_images, store
 
 from ether import config
 from ether.analysis import claims
@@ -170,7 +170,10 @@ def test_the_equal_rate_is_the_one_nearest_to_the_middle_at_which_every_run_fini
 
 
 @pytest.mark.parametrize(("ether_plus", "verdict"), [(0.02, "reproduced"), (0.001, "contradicted")])
-def test_claims_on_figure7_are_judged_by_the_relative_change(scale: config.Scale, ether_plus: float, verdict: str) -> None:
+def test_claims_on_figure7_are_judged_by_the_relative_change(
+    scale: config.Scale, monkeypatch: pytest.MonkeyPatch, ether_plus: float, verdict: str
+) -> None:
+    nothing_published(monkeypatch)
     change = {"oft-n4": 1e-17, "ether": 1e-14, "naive-n4": 0.01, "ether-plus": ether_plus, "base": 0.0}
     store(scale.results, "subject_rates", grid_runs(2.0))
     store(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import Run, at, counted, store
+from made_up_runs import Run, at, counted, nothing_published, store
 from scipy import stats
 
 from ether import config
@@ -270,6 +270,7 @@ def test_which_methods_a_table_prints(subjects: config.Scale) -> None:
 def test_a_table_over_two_experiments_takes_each_column_from_the_one_that_measured_it(
     subjects: config.Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nothing_published(monkeypatch)
     runs = [Run("oft-n4", {("validation", "miou"): 20.0 + seed, ("best", "miou"): 25.0}, "a_map", seed) for seed in (0, 1)]
     store(subjects.results, "perturbation", runs)  # in place of an experiment of controllable generation
     entry = dataclasses.replace(config.exhibits()["table6"], experiments=("subject", "perturbation"))

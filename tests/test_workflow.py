@@ -94,14 +94,15 @@ def exhibits_of(scale):
 
 @pytest.mark.parametrize("scale", config.scale_names())
 def test_dry_run_of_every_target(scale, clone):
-    targets = ("table4", "tables", "figures", "claims", "all", "foundation", "site", "report", "publish")
+    first = next(id_ for id_, entry in exhibits_of(config.load(scale)).items() if entry.experiments)
+    targets = (first, "tables", "figures", "claims", "all", "foundation", "site", "report", "publish")
     said = snakemake(clone, "--dry-run", *targets, "--config", f"scale={scale}")
     lines = [line.split() for line in said.splitlines()]
     for rule, samples in (("experiment", False), ("experiment_with_samples", True)):
         of_scale = config.load(scale)
         names = [name for name in of_scale.experiments() if config.experiments()[name].samples == samples]
         count = sum(len(config.jobs(of_scale, name)) for name in names)
-        assert [rule, str(count)] in lines
+        assert not count or [rule, str(count)] in lines
 
 
 def test_rebuilding_the_foundation_is_part_of_the_graph_when_asked(clone):
