@@ -45,7 +45,7 @@ def start() -> Point:
         "In the paper each run trains its signal encoder from zero, and so do the runs of the scale `paper`. At the small scale "
         f"all runs start from one encoder, trained beside the frozen model (`{small['signal']['start']['path']}`), and train it "
         f"further for {small['training']['max_steps']} steps at a rate of at most {small['signal']['cap']:g}. From zero, 400 "
-        "steps taught the adapters nothing beyond what the encoder alone learns, and 800 steps took three minutes a run.",
+        "steps taught the adapters nothing beyond what the encoder alone learns, and 800 steps take two to three minutes a run.",
     )
 
 
