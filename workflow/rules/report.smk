@@ -39,7 +39,7 @@ rule site:
         RESULTS + "/site/index.html",
         RESULTS + "/report.rst",
         notebook_page("claims", "Claims"),
-        report(RESULTS + "/site/tables.html", caption="../report/notebook.rst", category="Tables", labels={"title": "All, sortable"}),
+        report(RESULTS + "/site/tables.html", caption="../report/tables.rst", category="Tables", labels={"title": "All, sortable"}),
         [notebook_page(exhibit.id, "Notebooks") for exhibit in EXHIBITS.values() if available(exhibit)],
     params:
         overrides=json.dumps(OVERRIDES),
