@@ -211,12 +211,14 @@ def data_source(data: Mapping[str, Any], resources: Mapping[str, Any], results: 
 
 
 def split_file(source: Source, config: str, split: str) -> Path:
-    """The file of one split in a folder laid out as ``<config>/<split>.parquet`` (or ``.jsonl``).
+    """The file of one split, or of a part of it (``train[:-500]``), in a folder laid out as ``<config>/<split>.parquet``
+    (or ``.jsonl``).
 
     Raises:
         MissingResourceError: no such file; the message lists the available splits.
     """
     assert source.folder is not None
+    split = split.partition("[")[0]
     for suffix in (".parquet", ".jsonl"):
         file = source.folder / config / f"{split}{suffix}"
         if file.is_file():
@@ -253,7 +255,7 @@ def check_columns(source: Source, config: str, split: str, columns: tuple[str, .
 
 
 def load_split(source: Source, config: str, split: str, columns: Sequence[str], setting: str) -> Any:
-    """One split as a ``datasets.Dataset`` with at least the named columns.
+    """One split, or a part of it such as ``train[:-500]``, as a ``datasets.Dataset`` with at least the named columns.
 
     Raises:
         MissingResourceError: the data set, configuration, split or a column is missing, or the split has no rows.
@@ -264,7 +266,7 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
         if source.folder is not None:
             file = split_file(source, config, split)
             builder = "parquet" if file.suffix == ".parquet" else "json"
-            loaded = datasets.load_dataset(builder, data_files=str(file), split="train")
+            loaded = datasets.load_dataset(builder, data_files=str(file), split="train" + split[len(split.partition("[")[0]) :])
         else:
             loaded = datasets.load_dataset(source.name, config, split=split, **source.pin)
     missing = [column for column in columns if column not in loaded.column_names]

@@ -106,7 +106,8 @@ class Glue:
         return TASKS[spec.task]
 
     def _splits(self, spec: RunSpec) -> tuple[str, str]:
-        return "train", spec.settings["data"].get("evaluation_split") or self._task(spec).evaluation_split
+        data = spec.settings["data"]
+        return data.get("train_split") or "train", data.get("evaluation_split") or self._task(spec).evaluation_split
 
     def check(self, spec: RunSpec, results: Path) -> None:
         """Checks that the model exists, and the data with its splits and columns."""
