@@ -489,17 +489,17 @@ class SentenceGenerator:
     # pairs of compound sentences, used by tasks only: in the corpus, ``and`` joins only opinions
 
     def compound(self) -> list[Clause]:
-        """Two clauses with different subjects."""
+        """Two clauses with different subjects and verbs."""
         first = self.clause(negation=0.0, adverb=0.0)
         clauses = iter(lambda: self.clause(negation=0.0, adverb=0.0), None)
-        return [first, next(c for c in clauses if c.subject.noun != first.subject.noun)]
+        return [first, next(c for c in clauses if c.subject.noun != first.subject.noun and c.verb != first.verb)]
 
-    def altered(self, clauses: list[Clause]) -> list[Clause]:
-        """The same words said of each other (subjects exchanged), or one slot of a clause changed."""
+    def altered(self, clauses: list[Clause], kind: str = "does") -> list[Clause]:
+        """The same words said of each other (subjects exchanged), or one slot changed that a question of this kind contains."""
         one, other = clauses
         if self.chance(0.6):
             return [dataclasses.replace(one, subject=other.subject), dataclasses.replace(other, subject=one.subject)]
-        slot = self.rng.choice(self.slots(one))
+        slot = self.rng.choice(self.question_slots(one, kind))
         return [self.change(one, slot), other]
 
     def joined(self, clauses: list[Clause]) -> list[str]:
@@ -524,7 +524,7 @@ class SentenceGenerator:
         if self.chance(0.4):
             return self.questions(same)
         clauses, kind = self.compound(), self.rng.choice(("what", "does"))
-        return self.asked(clauses, kind), self.asked(clauses if same else self.altered(clauses), kind)
+        return self.asked(clauses, kind), self.asked(clauses if same else self.altered(clauses, kind), kind)
 
     def inference(self, holds: bool) -> tuple[list[str], list[str]]:
         """A compound sentence, and a sentence that follows from one of its clauses, or from none."""
