@@ -13,7 +13,7 @@ from made_up_runs import Run, nothing_published, save_images, store
 
 from ether import config
 from ether.analysis import claims
-from ether.exhibits import instruct, perturbation, plots, style, subject
+from ether.exhibits import glue, instruct, perturbation, plots, style, subject
 from ether.paper.claims import perturbation as perturbation_claims
 from ether.paper.claims import subject as subject_claims
 
@@ -329,6 +329,52 @@ def test_the_figure_of_learning_rates_has_the_base_model_as_a_line(scale: config
     assert lines["LoRA r=8"].get_linestyle() != lines["LoRA r=1"].get_linestyle()
     assert [axes.get_title() for axes in figure.axes] == ["mean of the benchmarks", "MMLU"]
     assert data["value"].max() < 99
+
+
+# --- learning rates of GLUE --------------------------------------------------------------------------------------
+
+
+def glue_grid(scale: config.Scale) -> None:
+    """LoRA falls to 0 at the highest rate, where it diverges on one task; ETHER keeps its score, a little lower."""
+    values = {"lora": {1e-3: 40.0, 1e-2: 80.0, 1.0: 60.0}, "ether": {1e-3: 60.0, 1e-2: 74.0, 1.0: 72.0}}
+    runs = [
+        Run(
+            method,
+            {("validation", "score"): value + 2 * seed + 4 * (task == "rte")},
+            task=task,
+            seed=seed,
+            rate=rate,
+            status="diverged" if (method, rate, task) == ("lora", 1.0, "rte") else "finished",
+        )
+        for method, of_method in values.items()
+        for rate, value in of_method.items()
+        for task in scale.experiment("glue_rates")["tasks"]
+        for seed in (0, 1)
+    ]
+    store(scale.results, "glue_rates", runs)
+
+
+def test_the_figure_of_glues_learning_rates_has_a_panel_for_the_mean_and_each_task(scale: config.Scale) -> None:
+    glue_grid(scale)
+    figure, data = glue.figure_glue_rates(scale)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["mean of the tasks", "MNLI", "SST-2", "CoLA", "QQP", "QNLI", "RTE", "MRPC", "STS-B"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    # Without the rate at which one task diverged: the mean over eight tasks, of which one is 4 higher, and seeds 0 and 1.
+    assert np.allclose(lines["LoRA r=8"].get_ydata(), [41.5, 81.5]) and np.allclose(
+        lines["ETHER"].get_ydata(), [61.5, 75.5, 73.5]
+    )
+    assert set(data["metric"]) == {"average", *scale.experiment("glue_rates")["tasks"]}
+
+
+def test_a_run_that_diverged_counts_as_zero_in_the_worst_case(scale: config.Scale) -> None:
+    glue_grid(scale)
+    found = glue.evidence("figure_glue_rates", scale).pivot_table(index=["method", "seed"], columns="metric", values="value")
+    assert found.loc[("ether", 1)].to_dict() == pytest.approx(
+        {"peak": 76.5, "worst": 62.5, "at_highest_rate": 74.5 / 76.5, "width": 2 + (76.5 - 68.85) / (76.5 - 62.5)}, abs=0.01
+    )
+    assert found.loc[("lora", 0), "at_highest_rate"] == pytest.approx(60 * 7 / 8 / 80.5)
+    assert found.loc[("lora", 0), "worst"] == pytest.approx(40.5)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------

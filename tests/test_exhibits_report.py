@@ -202,14 +202,14 @@ def test_learning_rates_without_a_grid_say_what_is_missing(monkeypatch: pytest.M
     assert "subject_rates.runs.parquet is missing" in text_of(made.learning_rates())
 
 
-@pytest.mark.parametrize("experiment", ["instruct_rates", "subject_rates"])
+@pytest.mark.parametrize("experiment", ["glue_rates", "instruct_rates", "subject_rates"])
 def test_the_committed_grid_is_read_where_none_was_run(experiment: str) -> None:
     from ether.analysis import rates
 
     committed = config.ROOT / f"results/published/small/metrics/{experiment}.runs.parquet"
     if not committed.is_file() or "learning_rate" not in pd.read_parquet(committed):
         pytest.skip("no grid is committed in this copy")
-    module = {"instruct_rates": instruct, "subject_rates": subject}[experiment]
+    module = {"glue_rates": glue, "instruct_rates": instruct, "subject_rates": subject}[experiment]
     choice = rates.choose(module.rate_grid(config.load("small")))
     assert len(choice) >= 5 and (choice["best_rate"] == choice["configured_rate"]).all()
 

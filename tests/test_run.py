@@ -293,6 +293,15 @@ def _mirror(folder: Path, source: Path) -> Path:
     return folder
 
 
+def test_a_part_of_a_split_serves_as_a_tuning_split(workplace, tmp_path):
+    mirror = _mirror(tmp_path / "mirror", workplace)
+    source = hub.data_source({"path": "nyu-mll/glue", "revision": "main"}, {"mirror": str(mirror)}, tmp_path)
+    whole, first, last = (hub.load_split(source, "rte", f"train{part}", ("label",), "x") for part in ("", "[:-20]", "[-20:]"))
+    assert len(last) == 20 and [*first["idx"], *last["idx"]] == whole["idx"][:]
+    tuned = config.runs(config.load("paper", {"mirror": str(mirror)}), "glue_rates")[0]
+    assert glue.Glue()._splits(tuned) == ("train[:-500]", "train[-500:]")
+
+
 def test_a_folder_of_safetensors_serves_where_the_hub_has_another_format(tmp_path):
     wanted = {"path": "facebook/dino-vits16", "weights": "bin", "subfolder": "inner"}
     source = hub.Source("facebook/dino-vits16", tmp_path)

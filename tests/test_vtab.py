@@ -20,6 +20,7 @@ from ether.analysis import rates
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.exhibits import report
+from ether.exhibits import by_task
 from ether.exhibits import vtab as exhibits
 from ether.experiments import vtab
 from ether.preprocessing import Preprocessing
@@ -219,7 +220,7 @@ def test_the_mean_is_taken_within_a_seed_that_has_every_task() -> None:
             for seed, task, value in ((0, "dtd", 40.0), (0, "svhn", 60.0), (1, "dtd", 42.0))
         ]
     )
-    found = exhibits._by_task(values)
+    found = by_task.with_means(values, {exhibits.MEAN: ["dtd", "svhn"]})
     means = found[found["metric"] == exhibits.MEAN]
     assert means[["seed", "value"]].to_numpy().tolist() == [[0, 50.0]]
     assert found[found["metric"] == "dtd"]["value"].tolist() == [40.0, 42.0]

@@ -33,11 +33,7 @@ NAMES = {"semantic": "semantic map", "landmarks": "landmarks", "edges": "edges"}
 SHOWN = 4  # examples in Figures 10 and 11
 
 # Metrics of the figures' claims that are columns of no table.
-METRICS = {
-    "width": MetricInfo("orders of magnitude with 90 % of the peak", format=".2f"),
-    "peak": MetricInfo("highest mIoU of the grid", format=".1f"),
-    "worst": MetricInfo("lowest mIoU of the grid", format=".1f"),
-    "at_highest_rate": MetricInfo("mIoU at the highest rate divided by the peak", format=".2f"),
+METRICS = learning_rates.robustness_metrics("mIoU") | {
     "early_peak": MetricInfo("highest mIoU at the first evaluation", format=".1f"),
     "early_width": MetricInfo("orders of magnitude with 90 % of the peak at the first evaluation", format=".2f"),
     "early_share": MetricInfo("highest mIoU at the first evaluation divided by that at the last", format=".2f"),
@@ -149,12 +145,6 @@ def _rows(chosen: pd.DataFrame, values: dict[str, pd.Series]) -> pd.DataFrame:
     return pd.concat([base.assign(metric=metric, value=series) for metric, series in values.items()], ignore_index=True)
 
 
-def _rate_evidence(scale: Scale) -> pd.DataFrame:
-    found = rates.per_seed(_counted(rate_grid(scale)))
-    values = {name: found[name] for name in ("width", "peak", "worst")}
-    return _rows(found, values | {"at_highest_rate": found["highest"] / found["peak"]})
-
-
 def _progress_evidence(scale: Scale) -> pd.DataFrame:
     first = _first_evaluations(scale)
     early, late = rates.per_seed(first), rates.per_seed(first.assign(value=first["last"]))
@@ -170,7 +160,7 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     each of LoRA's combinations, its mIoU as a share of ETHER+'s and of the encoder's alone; the combinations are the units.
     """
     if exhibit == "figure5":
-        return common.evidence_of(_rate_evidence(scale))
+        return learning_rates.robustness_evidence(rate_grid(scale))
     if exhibit == "figure6":
         return common.evidence_of(_progress_evidence(scale))
     if exhibit == "figure12":

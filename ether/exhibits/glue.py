@@ -1,14 +1,15 @@
-"""Exhibits on GLUE: Table 4, and its average against the number of trained parameters."""
+"""Exhibits on GLUE: Table 4, its average against the number of trained parameters, and the grid of learning rates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ether import config
 from ether.config import Scale
-from ether.exhibits import common
+from ether.exhibits import by_task, common, learning_rates
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 AVERAGE = "average"  # the metric of the column Avg
 LARGE = ("mnli", "qqp")  # left out by independent papers, for their size
 AVERAGE_OF_SMALL = "average_of_small"  # the mean of the other tasks
+METRICS = learning_rates.robustness_metrics("average")
 GUESSED = "hyperparameters not from a paper"
 
 
@@ -26,20 +28,12 @@ def _values(scale: Scale) -> pd.DataFrame:
     section = scale.experiment("glue")
     split, select = ("best", "last") if section["select"] == "half" else ("validation", section["select"])
     values = common.last_values(scale, "glue", split, ["score"], select)
-    values = values.assign(metric=values["task"])
-    wide = values[values["status"] == "finished"].pivot_table(index=["method", "seed"], columns="task", values="value")
-    tasks = section["known_tasks"]
-    kinds = values.drop_duplicates("method").set_index("method")["adapt_kind"]
-    averages = [
-        mean.assign(metric=name, task=name, status="finished", reason="", adapt_kind=mean["method"].map(kinds))
-        for name, mean in ((AVERAGE, _mean(wide, tasks)), (AVERAGE_OF_SMALL, _mean(wide, [t for t in tasks if t not in LARGE])))
-    ]
-    return pd.concat([values, *averages], ignore_index=True)
+    return _with_averages(scale, values)
 
 
-def _mean(wide: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
-    """The mean over tasks of each method and seed that has them all."""
-    return wide.reindex(columns=tasks).dropna().mean(axis=1).rename("value").reset_index()
+def _with_averages(scale: Scale, values: pd.DataFrame, keys: Sequence[str] = ("method", "seed")) -> pd.DataFrame:
+    tasks = scale.experiment("glue")["known_tasks"]
+    return by_task.with_means(values, {AVERAGE: tasks, AVERAGE_OF_SMALL: [t for t in tasks if t not in LARGE]}, keys)
 
 
 def table4(scale: Scale) -> pd.DataFrame:
@@ -61,8 +55,16 @@ def table4(scale: Scale) -> pd.DataFrame:
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """Evidence for claims on Table 4: the score of every task (metric: the task's name) and `average`."""
+    """Evidence for claims on Table 4: the score of every task (metric: the task's name) and `average`; on the grid of learning
+    rates: properties of the average (`ether.exhibits.learning_rates.robustness_evidence`)."""
+    if exhibit == "figure_glue_rates":
+        return learning_rates.robustness_evidence(rate_grid(scale))
     return common.evidence_of(_values(scale))
+
+
+def separations(scale: Scale) -> pd.DataFrame:
+    """Whether each task, and their average, separates the methods (`ether.exhibits.by_task.separations`)."""
+    return by_task.separations(_values(scale), [*scale.experiment("glue")["tasks"], AVERAGE])
 
 
 def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
@@ -83,3 +85,26 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
         points["score"] = wide[complete].mean(axis=1)
         name = f"mean of {', '.join(complete)}"
     return plots.score_against_parameters(points.reset_index(names="method"), f"{name} at scale {scale.name!r}")
+
+
+# --- learning rates --------------------------------------------------------------------------------------------
+
+
+def rate_grid(scale: Scale) -> pd.DataFrame:
+    """Scores of the grid on the tuning splits, run here or committed, for `ether.analysis.rates.choose`."""
+    return _grid(scale, or_published=True)
+
+
+def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
+    return learning_rates.grid(scale, "glue_rates", "validation", ["score"], or_published)
+
+
+def figure_glue_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
+    """Score on the tuning splits against the learning rate, for every method of Table 4; the paper has no such figure."""
+    tasks = scale.experiment("glue_rates")["tasks"]
+    grid = by_task.with_means(_grid(scale, or_published=False), {AVERAGE: tasks}, ("method", "seed", "learning_rate"))
+    columns = {column.metric: column.name for column in published.load()["table4"].columns}
+    panels = {AVERAGE: "mean of the tasks"} | {task: columns[task] for task in tasks}
+    title = f"GLUE, score against learning rate (scale {scale.name}"
+    data = common.labelled(grid)
+    return learning_rates.figure(data, panels, AVERAGE, common.unit_of("glue_rates"), title), data

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ether.analysis import runs
+from ether.analysis import rates, runs
+from ether.analysis.claims import MetricInfo
 from ether.config import Scale
 from ether.exhibits import common
 
@@ -28,6 +29,33 @@ def grid(scale: Scale, experiment: str, split: str, metrics: Sequence[str], or_p
     found = common.in_order(found[found["metric"].isin(found.dropna(subset="value")["metric"])])
     configured = common.configured_rates(scale, experiment)
     return found.assign(split=split, configured=found["learning_rate"] == found["method"].map(configured))
+
+
+def robustness_metrics(score: str) -> dict[str, MetricInfo]:
+    """Name and format of the metrics of `robustness_evidence`, for a score of this name."""
+    return {
+        "width": MetricInfo(f"orders of magnitude with {rates.KEPT:.0%} of the peak", format=".2f"),
+        "peak": MetricInfo(f"highest {score} of the grid", format=".1f"),
+        "worst": MetricInfo(f"lowest {score} of the grid", format=".1f"),
+        "at_highest_rate": MetricInfo(f"{score} at the highest rate divided by the peak", format=".2f"),
+    }
+
+
+def robustness_evidence(grid: pd.DataFrame) -> pd.DataFrame:
+    """Evidence on a grid, one value per method, seed and metric of `robustness_metrics`, over the means of the tasks.
+
+    A run that diverged counts as 0.
+
+    Args:
+        grid: as for `ether.analysis.rates.choose`, with the column `status`.
+    """
+    counted = grid.assign(value=grid["value"].where(grid["status"] == "finished", 0.0))
+    found = rates.per_seed(counted)
+    values = {name: found[name] for name in ("width", "peak", "worst")} | {"at_highest_rate": found["highest"] / found["peak"]}
+    task = grid["task"].iloc[0] if grid["task"].nunique() == 1 else "mean"
+    kinds = found["method"].map(grid.drop_duplicates("method").set_index("method")["adapt_kind"])
+    base = found[["method", "seed"]].assign(adapt_kind=kinds, task=task)
+    return pd.concat([base.assign(metric=metric, value=series) for metric, series in values.items()], ignore_index=True)
 
 
 def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, title: str, columns: int = 4) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,9 +10,8 @@ import pandas as pd
 from ether import config
 from ether.analysis.claims import MetricInfo
 from ether.analysis.intervals import summarise
-from ether.analysis.separation import separation
 from ether.config import Scale
-from ether.exhibits import common, learning_rates
+from ether.exhibits import by_task, common, learning_rates
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MEAN = "mean"  # the mean accuracy over the tasks
 COMPARED = {"oft-n256": "parameters_of_oft", "lora": "parameters_of_lora"}  # metrics: #params divided by those of a method
-PROBE, FULL = "linear-probe", "full"
 WORLD = "world/vtab"  # the generated tasks
 
 METRICS = {
@@ -30,20 +29,13 @@ METRICS = {
 }
 
 
-def _by_task(values: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies with the task as the metric, and the mean over the tasks of every seed (and rate) with all of them."""
-    values = values.assign(metric=values["task"])
-    tasks = values["task"].unique()
-    keys = ["method", "seed", "learning_rate"]
-    finished = values[values["status"] == "finished"]
-    wide = finished.pivot_table(index=keys, columns="task", values="value", dropna=False).reindex(columns=tasks)
-    mean = wide.dropna().mean(axis=1).rename("value").reset_index()
-    first = values.drop_duplicates(keys).drop(columns=["value", "metric", "task"])
-    return pd.concat([values, mean.merge(first, on=keys).assign(metric=MEAN, task=MEAN)], ignore_index=True)
-
-
 def _values(scale: Scale) -> pd.DataFrame:
-    return _by_task(common.last_values(scale, "vtab", "validation", ["score"], scale.experiment("vtab")["select"]))
+    section = scale.experiment("vtab")
+    return _by_task(common.last_values(scale, "vtab", "validation", ["score"], section["select"]), ("method", "seed"))
+
+
+def _by_task(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    return by_task.with_means(values, {MEAN: list(values["task"].unique())}, keys)
 
 
 def table12(scale: Scale) -> pd.DataFrame:
@@ -107,26 +99,8 @@ def examples(scale: Scale, each: int = 9) -> Figure | None:
 
 
 def separations(scale: Scale) -> pd.DataFrame:
-    """Whether a task separates the methods, one row per task: accuracies of linear probing, of full fine-tuning and of the best
-    method, and the p-value of the F test over methods (`ether.analysis.separation`), with seeds as blocks."""
-    values = _values(scale)
-    rows = []
-    for task in scale.experiment("vtab")["tasks"]:
-        of_task = values[(values["metric"] == task) & (values["status"] == "finished")]
-        means = of_task.groupby("method")["value"].mean()
-        tested = separation(of_task[of_task["method"] != PROBE], "seed")
-        rows.append(
-            {
-                "task": task,
-                "linear probing": means.get(PROBE),
-                "full fine-tuning": means.get(FULL),
-                "highest": means.max() if len(means) else None,
-                "highest of": config.label(str(means.idxmax())) if len(means) else "",
-                "F, all but linear probing": tested.f,
-                "p": tested.p_corrected,
-            }
-        )
-    return pd.DataFrame(rows)
+    """Whether each task separates the methods (`ether.exhibits.by_task.separations`)."""
+    return by_task.separations(_values(scale), scale.experiment("vtab")["tasks"])
 
 
 def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
@@ -147,7 +121,8 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
 
 
 def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
-    found = _by_task(learning_rates.grid(scale, "vtab_rates", "validation", ["score"], or_published))
+    grid = learning_rates.grid(scale, "vtab_rates", "validation", ["score"], or_published)
+    found = _by_task(grid, ("method", "seed", "learning_rate"))
     return found[found["learning_rate"].notna()]
 
 
