@@ -157,6 +157,35 @@ def _folder_or_mirror(kind: str, path: str, revision: str | None, resources: Map
     return Source(path, None, revision)
 
 
+def local_state(settings: Any, resources: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file in the folders that settings name by a ``path``: of a mirror, or elsewhere.
+
+    What the hub provides is identified by its revision, foundation models and generated data by their cards and settings.
+
+    Args:
+        settings: of an experiment; sections at any depth.
+        resources: ``mirror``.
+    """
+    if isinstance(settings, list | tuple):
+        return [entry for value in settings for entry in local_state(value, resources)]
+    if not isinstance(settings, Mapping):
+        return []
+    found = [entry for value in settings.values() for entry in local_state(value, resources)]
+    path = settings.get("path")
+    if not isinstance(path, str) or path.startswith((FOUNDATION, WORLD)):
+        return found
+    if mirror := resources.get("mirror"):
+        folders = [Path(mirror).expanduser() / kind / path for kind in ("models", "datasets")]
+    else:
+        folders = [Path(path).expanduser()]
+    for folder in folders:
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if file.is_file():
+                state = file.stat()
+                found.append((str(file), state.st_size, state.st_mtime_ns))
+    return found
+
+
 def complete(loaded: Any, source: Source, setting: str) -> Any:
     """The model of what ``from_pretrained(..., output_loading_info=True)`` returns, if the files have its weights.
 

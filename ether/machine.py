@@ -87,12 +87,12 @@ class Limits:
 
         Args:
             profiles: {"40GB": {micro_batch, evaluation_batch, checkpointing}, ...}, the `memory` of a scale's experiment.
-            memory: of the GPU, in bytes; 0 without a GPU, which has no limits.
+            memory: of the GPU, in bytes; 0 without a GPU, which has no limits unless there is a profile for 0 GB.
 
         A GPU with less memory than the smallest profile gets the smallest.
         """
         sizes = {int(name.removesuffix("GB")): dict(values) for name, values in (profiles or {}).items()}
-        if not sizes or not memory:
+        if not sizes or (not memory and 0 not in sizes):
             return cls()
         fitting = [size for size in sizes if size * 10**9 <= memory]
         return cls(**sizes[max(fitting, default=min(sizes))])

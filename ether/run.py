@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ether import machine, results, sources
+from ether import hub, machine, results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
 from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
@@ -259,11 +259,12 @@ def _stamp(scale: Scale, experiment_name: str) -> str:
     cards = sorted(str(card.relative_to(sources.ROOT)) for card in (sources.PACKAGE / "foundation/weights").glob("*/card.json"))
     text = sources.text_of([*code, *entry.data_files(sources.ROOT), *cards])
     rebuilt = [card.read_text(encoding="utf-8") for card in sorted((scale.results / "foundation").glob("*/card.json"))]
-    return results.digest([text, rebuilt, scale.settings.get("world"), scale.settings["foundation"]], 32)
+    local = hub.local_state(scale.experiment(experiment_name), scale.resources)
+    return results.digest([text, rebuilt, scale.settings.get("world"), scale.settings["foundation"], local], 32)
 
 
 def _discard_outdated(work: Path, stamp: str) -> bool:
-    """Removes the runs that an interrupted job stored with other code or data, so that versions are not combined.
+    """Removes the runs that the job stored with other code or data, so that versions are not combined.
 
     Returns:
         Whether the last process that used the folder had the same code and data.
@@ -293,8 +294,9 @@ def run_job(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Executes the runs of a job and writes ``results/<scale>/runs/<experiment>/<job>/{runs,metrics}.parquet``.
 
-    Each run is stored under ``results/<scale>/work`` when it is finished, so an interrupted job does not repeat finished
-    runs. The stored runs are removed when the two files of the job have been written.
+    Each run is stored under ``results/<scale>/work`` when it is finished and stays there: an interrupted job does not repeat
+    finished runs, nor does a job to which seeds, tasks or learning rates are added. Runs that were stored with other code or
+    data are removed. To repeat a job with the same, remove its folder there.
 
     Returns:
         The job's runs and metrics.
@@ -334,7 +336,9 @@ def run_job(
                     run_frame, metric_frame = results.runs_frame([row]), results.metrics_frame(values)
                     results.write_parquet(metric_frame, folder / "metrics.parquet")
                     results.write_parquet(run_frame, folder / "runs.parquet")
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                for part in folder.iterdir():
+                    if part.is_dir() and part.name != SAMPLES:  # checkpoints and measured values of a run to be resumed
+                        shutil.rmtree(part, ignore_errors=True)
                 gc.collect()
                 if number == 0:
                     # The Trainer collects garbage after each run. This takes half a second, because the collector visits
@@ -357,24 +361,30 @@ def run_job(
         metrics_table = pd.concat(metrics, ignore_index=True)
         results.write_parquet(metrics_table, out / "metrics.parquet")
         results.write_parquet(runs_table, out / "runs.parquet")
-        for spec in current.runs:
-            shutil.rmtree(work / spec.run_id, ignore_errors=True)
     return runs_table, metrics_table
 
 
 def _publish_samples(finished_job: Job, work: Path, out: Path) -> None:
-    """Copies the images of a job's runs to the samples folder, one folder per run; it is empty if the run saved no images.
+    """Puts the images of a job's runs into the samples folder, one folder per run; it is empty if the run saved no images.
 
-    They are copied at the end of the job, because Snakemake removes the outputs of an interrupted job before it restarts it.
+    This is done at the end of the job, because Snakemake removes the outputs of an interrupted job before it restarts it. The
+    files are links to those of the working folder where the file system has links, so that they take no space twice.
     """
     shutil.rmtree(out, ignore_errors=True)
     with results.writing(out):
         for spec in finished_job.runs:
             source, target = work / spec.run_id / SAMPLES, out / spec.run_id
             if source.is_dir():
-                shutil.copytree(source, target)
+                shutil.copytree(source, target, copy_function=_link_or_copy)
             else:
                 target.mkdir(parents=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _counts(scale: Scale, experiment_name: str) -> tuple[int, Callable[[], int]]:

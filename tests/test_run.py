@@ -190,7 +190,8 @@ def test_out_of_memory_is_a_row(workplace, tmp_path, monkeypatch):
 
 
 def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
-    shutil.rmtree("results/smoke/runs", ignore_errors=True)
+    for folder in ("runs", "work"):
+        shutil.rmtree(f"results/smoke/{folder}", ignore_errors=True)
     overrides = {"methods": "lora,ether", "tasks": "rte", "seeds": "0"}
     real, calls = runner.run, []
 
@@ -212,10 +213,19 @@ def test_a_job_keeps_finished_runs_and_repeats_none(workplace, monkeypatch):
     # A second process that waited for this one uses what it wrote; Snakemake removes outputs that are to be made again.
     pd.testing.assert_frame_equal(runner.run_job("smoke", "glue", "all", overrides)[1], metrics)
     assert len(calls) == 3
+    # A further seed adds its own runs only; without it, the job is as it was.
+    shutil.rmtree("results/smoke/runs")
+    more, _ = runner.run_job("smoke", "glue", "all", overrides | {"seeds": "0,1"})
+    assert len(calls) == 5 and list(more["seed"]) == [0, 1, 0, 1]
+    shutil.rmtree("results/smoke/runs")
+    pd.testing.assert_frame_equal(runner.run_job("smoke", "glue", "all", overrides)[1], metrics)
+    assert len(calls) == 5
+    assert not list(Path("results/smoke/work/glue/all").rglob("checkpoint*"))
 
 
 def test_what_other_code_has_stored_is_not_mixed_in(workplace, monkeypatch):
-    shutil.rmtree("results/smoke/runs", ignore_errors=True)
+    for folder in ("runs", "work"):
+        shutil.rmtree(f"results/smoke/{folder}", ignore_errors=True)
     overrides = {"methods": "lora,ether", "tasks": "rte", "seeds": "0"}
     real, calls = runner.run, []
 
@@ -236,6 +246,18 @@ def test_what_other_code_has_stored_is_not_mixed_in(workplace, monkeypatch):
     runner.run_job("smoke", "glue", "all", overrides)
     assert calls == ["lora", "ether"] * 3
     shutil.rmtree("results/smoke/runs")
+
+
+def test_a_changed_file_of_a_mirror_changes_what_a_run_was_made_from(tmp_path):
+    settings = {"model": {"path": "some/model"}, "judges": {"dino": {"path": "foundation/image-judges"}}, "data": {"path": "a/b"}}
+    for folder in ("models/some/model", "datasets/a/b/inner"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file.json").write_text("1")
+    before = hub.local_state(settings, {"mirror": str(tmp_path)})
+    assert [Path(name).name for name, *_ in before] == ["file.json"] * 2
+    assert hub.local_state(settings, {"mirror": str(tmp_path)}) == before and hub.local_state(settings, {"mirror": None}) == []
+    (tmp_path / "datasets/a/b/inner/file.json").write_text("22")
+    assert hub.local_state(settings, {"mirror": str(tmp_path)}) != before
 
 
 def test_a_missing_gpu_is_reported_before_work_starts(monkeypatch):

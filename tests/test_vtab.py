@@ -19,8 +19,7 @@ from ether import check, config, run
 from ether.analysis import rates
 from ether.config import RunSpec
 from ether.errors import ConfigurationError, MissingResourceError
-from ether.exhibits import report
-from ether.exhibits import by_task
+from ether.exhibits import by_task, report
 from ether.exhibits import vtab as exhibits
 from ether.experiments import vtab
 from ether.preprocessing import Preprocessing

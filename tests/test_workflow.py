@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -328,6 +329,60 @@ def test_smoke_scale_for_real(tmp_path):
     assert "At scale smoke, " in (folder / "results/smoke/report.html").read_text()
     assert (folder / "results/smoke/site/table4.html").is_file() and (folder / "results/smoke/site/runs/glue").is_dir()
     assert "is not known" in snakemake(folder, "publish", "--config", "scale=smoke", expect=1)  # a copy without git
-    assert not (folder / "results/smoke/work/glue/all").exists() or not any(
-        p.is_dir() for p in (folder / "results/smoke/work/glue/all").iterdir()
+    kept = [run for run in (folder / "results/smoke/work/glue/all").iterdir() if run.is_dir()]
+    assert len(kept) == len(config.runs(config.load("smoke"), "glue"))
+    assert all({file.name for file in run.iterdir()} == {"metrics.parquet", "runs.parquet"} for run in kept)  # no checkpoints
+
+
+FEWER = """
+over: paper-dry
+description: a rehearsal with fewer methods and tasks
+glue: {tasks: [rte], methods: [lora, ether-plus]}
+glue_rates: {methods: [ether-plus], learning_rates: [1.0e-2]}
+instruct: {methods: [ether-plus-n32]}
+instruct_rates: {methods: [ether-plus-n32], learning_rates: [1.0e-2]}
+subject: {tasks: [teapot], methods: [lora-r4, ether-plus]}
+subject_factors: {methods: [ether-plus], rate_factors: [1]}
+subject_rates: {methods: [ether], learning_rates: [1.0e-2]}
+perturbation: {methods: [ether]}
+control: {methods: [encoder-only, ether-plus]}
+control_hints: {methods: [ether]}
+control_rates: {methods: [ether], learning_rates: [1.0e-2]}
+control_lora: {search: {draws: 1}}
+vtab: {tasks: [svhn, snorb_elevation], methods: [ether-plus]}
+vtab_rates: {tasks: [eurosat], methods: [ether-plus], learning_rates: [1.0e-2]}
+"""
+
+
+@pytest.mark.dag(minutes=10)
+def test_every_experiment_of_the_papers_scale_reaches_its_tables(tmp_path):
+    """With models of the real depth in half precision, accumulation and checkpointing; killed once after a checkpoint."""
+    from ether.standins import paper
+
+    mirror = tmp_path / "mirror"
+    paper.write_mirror(mirror)
+    folder = project(tmp_path / "clone")
+    (folder / "workflow/scales/fewer.yaml").write_text(FEWER)
+    settings = ("--config", "scale=fewer", f"mirror={mirror}")
+    process = subprocess.Popen(
+        command("table4", *settings), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("results/fewer/work/glue/*/*/checkpoints/checkpoint-2/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    snakemake(folder, "--cores", "2", "tables", "figures", *settings)
+
+    scale = config.load("paper-dry")
+    for experiment in scale.experiments():
+        runs = pd.read_parquet(folder / f"results/fewer/metrics/{experiment}.runs.parquet")
+        assert (runs["status"] == "finished").all(), experiment
+        limits = [json.loads(text) for text in runs["limits"]]
+        assert experiment == "perturbation" or all(limit["checkpointing"] for limit in limits), experiment
+        if experiment in ("glue", "instruct", "control", "vtab"):
+            assert all(limit["micro_batch"] < batch for limit, batch in zip(limits, runs["batch_size"], strict=True)), experiment
+    for exhibit in exhibits_of(scale).values():
+        for file in exhibit.files(Path("results/fewer")):
+            assert (folder / file).is_file(), file

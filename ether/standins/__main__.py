@@ -1,4 +1,4 @@
-"""``python -m ether.standins {llama,diffusion,vision} MIRROR``: write tiny random models into a hub mirror."""
+"""``python -m ether.standins {llama,diffusion,vision,paper} MIRROR``: write tiny random models into a hub mirror."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def _vision(options: argparse.Namespace) -> list[Path]:
     return [vision.write_mirror(options.mirror, hub_id=options.id or vision.HUB_ID, seed=options.seed)]
 
 
+def _paper(options: argparse.Namespace) -> list[Path]:
+    from ether.standins import paper
+
+    return paper.write_mirror(options.mirror, seed=options.seed)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ether.standins", description="Write tiny random models into a hub mirror.")
@@ -53,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vision.add_argument("--id", help="hub id of the model to replace (default: that of ViT-B/16)")
     vision.add_argument("--seed", type=int, default=0, help="of the weights")
     vision.set_defaults(write=_vision)
+
+    paper = kinds.add_parser("paper", help="all models and data sets of the paper's scale, for the scale paper-dry")
+    paper.add_argument("mirror", type=Path, help="root of the hub mirror")
+    paper.add_argument("--seed", type=int, default=0, help="of the weights and the data")
+    paper.set_defaults(write=_paper)
 
     options = parser.parse_args(arguments)
     try:

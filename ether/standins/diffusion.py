@@ -60,32 +60,53 @@ def _text_config(width: int) -> CLIPTextConfig:
     )  # fmt: skip
 
 
-def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
+# Of the UNet and the autoencoder: a few layers; or the blocks and layers of Stable Diffusion 1.5, and with them the names of its
+# modules, at a fiftieth of its width.
+_SHALLOW: tuple[dict[str, Any], dict[str, Any]] = (
+    {
+        "block_out_channels": (16, 32), "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    {"block_out_channels": (8, 8, 16), "layers_per_block": 1},
+)  # fmt: skip
+_DEEP: tuple[dict[str, Any], dict[str, Any]] = (
+    {
+        "block_out_channels": (16, 32, 32, 32), "layers_per_block": 2,
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    },
+    {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 2},
+)  # fmt: skip
+
+
+def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon", deep: bool = False) -> Any:
     """A Stable Diffusion with approximately 0.2 million random weights.
 
     Args:
-        size: side of the generated images, in pixels; a multiple of 16.
+        size: side of the generated images, in pixels; a multiple of 16 (of a deep one, of 64).
         seed: of the weights.
         prediction: epsilon | v_prediction | sample, the scheduler's ``prediction_type``.
+        deep: whether it has as many layers as Stable Diffusion 1.5, of the same names.
 
     Raises:
         ConfigurationError: `size` is not a multiple of 16.
     """
-    if size < 16 or size % 16:
-        raise ConfigurationError(f"The side of the stand-in pipeline's images must be a multiple of 16, not {size}.")
+    multiple, (of_unet, of_vae) = (64, _DEEP) if deep else (16, _SHALLOW)
+    if size < multiple or size % multiple:
+        raise ConfigurationError(f"The side of the stand-in pipeline's images must be a multiple of {multiple}, not {size}.")
+    levels = len(of_vae["block_out_channels"])
     with quiet("diffusers"):  # at its import, transformers warns about an image processor that is not used here
         from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet: Any = UNet2DConditionModel(
-            sample_size=size // 4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+            sample_size=size // 2 ** (levels - 1), in_channels=4, out_channels=4,
+            cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4, **of_unet,
         )  # fmt: skip
         vae: Any = AutoencoderKL(
-            block_out_channels=(8, 8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=size,
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4, norm_num_groups=4, sample_size=size,
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **of_vae,
         )  # fmt: skip
         text_encoder: Any = CLIPTextModel(_text_config(16))
     scheduler = DDIMScheduler(
@@ -100,9 +121,9 @@ def pipeline(size: int = 32, seed: int = 0, prediction: str = "epsilon") -> Any:
     return made
 
 
-def write_pipeline(folder: Path, size: int = 32, seed: int = 0, prediction: str = "epsilon") -> None:
+def write_pipeline(folder: Path, size: int = 32, seed: int = 0, prediction: str = "epsilon", deep: bool = False) -> None:
     """Write a `pipeline` as a folder that ``StableDiffusionPipeline.from_pretrained`` loads."""
-    made: Any = pipeline(size, seed, prediction)
+    made: Any = pipeline(size, seed, prediction, deep)
     write_complete(folder, lambda target: made.save_pretrained(target, safe_serialization=True))
 
 
