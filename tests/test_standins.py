@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ether.errors import MissingResourceError
 from ether.standins import diffusion, llama
 from ether.standins.__main__ import main
 
@@ -44,3 +46,20 @@ def test_diffusion_is_written_with_its_judges_under_the_given_ids(tmp_path: Path
     assert all((folder / "preprocessor_config.json").is_file() for folder in folders[1:])
     with pytest.raises(SystemExit, match="multiple of 16"):
         main(["diffusion", str(tmp_path), "--size", "40"])
+
+
+def test_a_gguf_file_is_asked_for_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ether.standins import gguf
+
+    known = gguf.importlib.util.find_spec
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: known("json") if name == "gguf" else known(name))
+    with pytest.raises(MissingResourceError, match=r"no file .*a\.gguf"):
+        gguf.write_mirror(tmp_path, tmp_path / "a.gguf", "some/model")
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("package/text.txt", "no model")
+    with pytest.raises(MissingResourceError, match=r"contains 0 \.gguf files"):
+        gguf.write_mirror(tmp_path, tmp_path / "a.whl", "some/model")
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None if name == "gguf" else known(name))
+    with pytest.raises(MissingResourceError, match="pip install gguf"):
+        gguf.write_mirror(tmp_path, tmp_path / "a.whl", "some/model")
+    assert not (tmp_path / "models").exists()

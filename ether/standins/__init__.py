@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models in the formats of the paper's models, to test the loading code without their weights.
+"""Models for a hub mirror where the hub's are not at hand: tiny random ones in their formats, and real ones from GGUF files.
 
-``python -m ether.standins llama MIRROR`` and ``python -m ether.standins diffusion MIRROR`` write them into a hub mirror.
+``python -m ether.standins KIND MIRROR`` writes them; see its ``--help`` for the kinds.
 """

