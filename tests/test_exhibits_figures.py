@@ -63,7 +63,7 @@ def test_figure3_has_a_column_for_every_distance_and_the_claim_takes_the_greates
             rate=0.0,
         )
         for method, found in distances.items()
-        for task, share in (("fluent_octopus", 0.1), ("fluent_penguin", 0.101))
+        for task, share in (("fluent_teapot", 0.1), ("fluent_penguin", 0.101))
     ]
     store(scale.results, "perturbation", runs)
     save_images(scale.samples_folder / "perturbation" / "a-job" / runs[0].run_id / "distance-00", PROMPTS)
@@ -107,7 +107,7 @@ def rate_runs(tasks: Sequence[str], methods: Sequence[str] = ("ether", "lora-r4"
 
 
 def test_figure4_has_a_point_for_every_method_and_rate(scale: config.Scale) -> None:
-    store(scale.results, "subject_rates", rate_runs(["fluent_octopus"]))
+    store(scale.results, "subject_rates", rate_runs(["fluent_teapot"]))
     figure, data = subject.figure4(scale)
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
     assert set(lines) == {"ETHER", "LoRA r=4"} and np.allclose(lines["ETHER"].get_ydata(), [0.01, 0.1, 1.0])
@@ -117,7 +117,7 @@ def test_figure4_has_a_point_for_every_method_and_rate(scale: config.Scale) -> N
 
 
 def test_the_band_of_a_curve_is_over_subjects_with_their_seeds_averaged(scale: config.Scale) -> None:
-    store(scale.results, "subject_rates", rate_runs(["fluent_octopus", "fluent_penguin", "fluent_mushroom"], ["ether"], (0, 1)))
+    store(scale.results, "subject_rates", rate_runs(["fluent_teapot", "fluent_penguin", "fluent_mushroom"], ["ether"], (0, 1)))
     figure, _ = subject.figure4(scale)
     [line] = figure.axes[1].get_lines()
     assert np.allclose(line.get_ydata(), [1.51, 1.6, 2.5])
@@ -128,7 +128,7 @@ def test_the_band_of_a_curve_is_over_subjects_with_their_seeds_averaged(scale: c
 
 
 def test_claims_on_figure4_take_the_highest_rate(scale: config.Scale) -> None:
-    runs = rate_runs(["fluent_octopus"], ["ether", "lora-r4"])
+    runs = rate_runs(["fluent_teapot"], ["ether", "lora-r4"])
     store(scale.results, "subject_rates", runs)
     evidence = subject.evidence("figure4", scale)
     weights = evidence[evidence["metric"] == "weight_distance"].set_index("method")["value"]
@@ -227,7 +227,7 @@ def factor_runs() -> list[Run]:
                 ("last", "background"): 1.0,
                 ("last", "dino"): 0.9,
             },
-            "fluent_octopus",
+            "fluent_teapot",
             rate=0.01 * factor,
             factor=factor,
             status="diverged" if factor == 100 else "finished",
@@ -256,7 +256,7 @@ def test_figure8_has_the_factor_of_each_run_and_a_grey_cell_where_there_is_no_im
 
 def subject_images(scale: config.Scale, experiment: str = "subject") -> list[Run]:
     runs = [
-        Run(method, {("validation", "dino"): 0.5}, "fluent_octopus", seed) for method in ("ether", "lora-r4") for seed in (1, 0)
+        Run(method, {("validation", "dino"): 0.5}, "fluent_teapot", seed) for method in ("ether", "lora-r4") for seed in (1, 0)
     ]
     store(scale.results, experiment, runs)
     return runs
@@ -274,7 +274,7 @@ def test_figure9_shows_prompts_that_no_selection_used_for_the_first_seed(scale: 
 
 
 def test_figure9_shows_further_prompts_for_further_subjects(scale: config.Scale) -> None:
-    tasks = ["fluent_octopus", "fluent_penguin", "fluent_mushroom", "fluent_cupcake", "fluent_rocket"]
+    tasks = ["fluent_teapot", "fluent_penguin", "fluent_mushroom", "fluent_cupcake", "fluent_rocket"]
     runs = [Run(method, {("validation", "dino"): 0.5}, task) for method in ("base", "ether") for task in tasks]
     store(scale.results, "subject", runs)
     prompts = {f"prompt {number}": ("selection", "report")[number % 2] for number in range(12)}
@@ -296,7 +296,7 @@ def test_figure9_without_images_is_still_a_figure(scale: config.Scale) -> None:
 
 def test_a_replay_reads_metrics_and_images_from_its_folder(scale: config.Scale, tmp_path: Path) -> None:
     stored = tmp_path / "stored"
-    runs = [Run("ether", {("validation", "dino"): 0.5}, "fluent_octopus")]
+    runs = [Run("ether", {("validation", "dino"): 0.5}, "fluent_teapot")]
     store(stored, "subject", runs)
     save_images(stored / "samples" / "subject" / "ether" / runs[0].run_id, PROMPTS)
     replay = config.load("small", {"replay": str(stored)})

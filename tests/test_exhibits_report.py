@@ -22,7 +22,7 @@ from ether.exhibits import glue, instruct, job_report, report, subject
 from ether.notebook import parameters_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBJECTS = ("fluent_octopus", "fluent_penguin", "fluent_mushroom")
+SUBJECTS = ("fluent_teapot", "fluent_penguin", "fluent_mushroom")
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,8 @@ def test_the_banner_names_scale_seeds_machine_and_runs_that_did_not_finish() -> 
 def test_hyperparameters_are_values_or_ranges() -> None:
     made = table11()
     text = made.hyperparameters()
-    assert text.loc["ETHER+", "learning_rate"] == "0.003" and text.loc["ETHER+", "max_steps"] == "300"
+    rate = config.method("ether-plus")["training"]["subject"]["small"]["learning_rate"]
+    assert text.loc["ETHER+", "learning_rate"] == f"{rate:g}" and text.loc["ETHER+", "max_steps"] == "300"
     assert "epochs" not in text  # no method has any
     entry = config.exhibits()["figure4"]
     rates = report.Report(entry, made.settings, types.ModuleType("none"), pd.DataFrame(), None, pd.DataFrame()).hyperparameters()

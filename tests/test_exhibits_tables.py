@@ -19,7 +19,7 @@ from ether.exhibits import common, glue, instruct, render, subject
 from ether.paper import published
 
 TASKS = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
-SUBJECTS = ("fluent_octopus", "fluent_penguin", "fluent_mushroom")
+SUBJECTS = ("fluent_teapot", "fluent_penguin", "fluent_mushroom")
 
 
 @pytest.fixture(autouse=True)
