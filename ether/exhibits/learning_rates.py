@@ -61,6 +61,8 @@ def robustness_evidence(grid: pd.DataFrame) -> pd.DataFrame:
 def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, title: str, columns: int = 4) -> Figure:
     """A large panel for the main metric and small ones for the others, with one line per method.
 
+    Intervals are cut off at the range of the measured values.
+
     Args:
         data: from `grid`, labelled; the mean of the runs without tuning is a dotted line.
         panels: titles by metric; those without values are left out.
@@ -85,7 +87,10 @@ def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, 
         if len(untrained):
             panel.axhline(untrained.mean(), color=GREY, linestyle=":", linewidth=1.2, label="Base model", zorder=1)
         curves(panel, of_metric[of_metric["adapt_kind"] != "none"], "learning_rate", unit)
-        panel.set(xscale="log", xlabel="learning rate", title=panels[metric])
+        # The axis has the range of the measured values: with two seeds, intervals are many times as wide.
+        low, high = of_metric["value"].min(), of_metric["value"].max()
+        margin = 0.06 * max(high - low, 1.0)
+        panel.set(xscale="log", xlabel="learning rate", title=panels[metric], ylim=(low - margin, high + margin))
         panel.grid(alpha=0.25)
         if metric == main or any(metric == row[0] for row in rows):
             panel.set_ylabel("score, %")
