@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 # --- curves ----------------------------------------------------------------------------------------------------
 
 
+BAND = 3  # units for which an interval is drawn
+
+
 def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
     """Mean and 95 % interval of `value` against `x` for every method, with the individual runs as faint points.
+
+    With fewer than `BAND` units there is no interval: that of two is six times as wide as that of three, and hides the lines.
 
     Args:
         axes: the axes to plot on.
@@ -34,8 +39,9 @@ def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
     styles = dashes(data["method"].unique())
     for stem, of_method in data.dropna(subset=["value", x]).groupby("method", sort=False):
         colour, marker = style(str(stem))
-        rows = [(at, *summarise(at_x, unit)[:3]) for at, at_x in of_method.groupby(x)]
-        at, mean, low, high = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        rows = [(at, *summarise(at_x, unit)[:4]) for at, at_x in of_method.groupby(x)]
+        at, mean, low, high, units = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        low, high = (np.where(units < BAND, np.nan, end) for end in (low, high))
         axes.plot(
             at, mean, color=colour, marker=marker, markersize=5, linewidth=1.5, linestyle=styles[stem], label=label(str(stem))
         )
