@@ -40,12 +40,15 @@ def style(stem: str) -> tuple[str, str]:
 
 
 def dashes(stems: Iterable[str]) -> dict[str, str]:
-    """The line style of each method of a figure: solid for the first of a family, then dashed, dotted, dash-dotted."""
+    """The line style of each method of a figure: solid for the first of a family, then dashed, dotted, dash-dotted.
+
+    Methods of no family have one colour, and count as one.
+    """
     styles = ("-", "--", ":", "-.")
     seen: dict[str, int] = {}
     found = {}
     for stem in stems:
-        family = _family(stem) or stem
+        family = _family(stem)
         found[stem] = styles[seen.get(family, 0) % len(styles)]
         seen[family] = seen.get(family, 0) + 1
     return found
