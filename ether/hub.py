@@ -295,7 +295,7 @@ def load_split(source: Source, config: str, split: str, columns: Sequence[str], 
         if source.folder is not None:
             file = split_file(source, config, split)
             builder = "parquet" if file.suffix == ".parquet" else "json"
-            loaded = datasets.load_dataset(builder, data_files=str(file), split="train" + split[len(split.partition("[")[0]) :])
+            loaded = datasets.load_dataset(builder, data_files=str(file), split="".join(("train", *split.partition("[")[1:])))
         else:
             loaded = datasets.load_dataset(source.name, config, split=split, **source.pin)
     missing = [column for column in columns if column not in loaded.column_names]

@@ -116,19 +116,12 @@ def sample_sizes(scale: Scale) -> pd.DataFrame:
 
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """mIoU of the grid on examples that are never reported, run here or committed, for `ether.analysis.rates.choose`."""
-    grid = learning_rates.grid(scale, "control_rates", LAST, ["miou"], or_published=True)
-    grid["value"] = grid["value"].where(grid["status"] == "finished")  # a rate with a run that diverged cannot be chosen
-    return grid
-
-
-def _counted(grid: pd.DataFrame) -> pd.DataFrame:
-    """A grid in which a run that diverged has a mIoU of 0: its images show nothing of the hint."""
-    return grid.assign(value=grid["value"].where(grid["status"] == "finished", 0.0))
+    return learning_rates.for_choice(learning_rates.grid(scale, "control_rates", LAST, ["miou"], or_published=True))
 
 
 def robustness(scale: Scale) -> pd.DataFrame:
     """Robustness of every method to the learning rate (`ether.analysis.rates.robustness`)."""
-    return rates.robustness(_counted(rate_grid(scale)))
+    return rates.robustness(learning_rates.counted(rate_grid(scale)))
 
 
 def _first_evaluations(scale: Scale) -> pd.DataFrame:
@@ -344,7 +337,7 @@ def _references(scale: Scale) -> dict[str, float]:
     """
     if not common.present(scale, ["control_rates"]):
         return {}
-    grid = _counted(rate_grid(scale))
+    grid = learning_rates.counted(rate_grid(scale))
     means = grid.groupby(["method", "learning_rate"])["value"].mean().groupby("method").max()
     return {stem: float(means[stem]) for stem in (ENCODER, BEST) if stem in means.index}
 

@@ -58,7 +58,7 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on Table 4: the score of every task (metric: the task's name) and `average`; on the grid of learning
     rates: properties of the average (`ether.exhibits.learning_rates.robustness_evidence`)."""
     if exhibit == "figure_glue_rates":
-        return learning_rates.robustness_evidence(rate_grid(scale))
+        return learning_rates.robustness_evidence(_grid(scale, or_published=False))
     return common.evidence_of(_values(scale))
 
 
@@ -92,7 +92,7 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
 
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """Scores of the grid on the tuning splits, run here or committed, for `ether.analysis.rates.choose`."""
-    return _grid(scale, or_published=True)
+    return learning_rates.for_choice(_grid(scale, or_published=True))
 
 
 def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:

@@ -118,7 +118,7 @@ def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """Scores of the grid of learning rates on the tuning splits, run here or committed, for `ether.analysis.rates.choose`."""
     grid = _grid(scale, or_published=True)
-    return grid[grid["metric"] == SCORE].reset_index(drop=True)
+    return learning_rates.for_choice(grid[grid["metric"] == SCORE].reset_index(drop=True))
 
 
 def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:

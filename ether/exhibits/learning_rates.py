@@ -31,6 +31,16 @@ def grid(scale: Scale, experiment: str, split: str, metrics: Sequence[str], or_p
     return found.assign(split=split, configured=found["learning_rate"] == found["method"].map(configured))
 
 
+def for_choice(grid: pd.DataFrame) -> pd.DataFrame:
+    """A grid in which a run that did not finish has no value, so that its rate cannot be chosen."""
+    return grid.assign(value=grid["value"].where(grid["status"] == "finished"))
+
+
+def counted(grid: pd.DataFrame) -> pd.DataFrame:
+    """A grid in which a run that did not finish has the value 0, for the sensitivity to the rate."""
+    return grid.assign(value=grid["value"].where(grid["status"] == "finished", 0.0))
+
+
 def robustness_metrics(score: str) -> dict[str, MetricInfo]:
     """Name and format of the metrics of `robustness_evidence`, for a score of this name."""
     return {
@@ -49,8 +59,7 @@ def robustness_evidence(grid: pd.DataFrame) -> pd.DataFrame:
     Args:
         grid: as for `ether.analysis.rates.choose`, with the column `status`.
     """
-    counted = grid.assign(value=grid["value"].where(grid["status"] == "finished", 0.0))
-    found = rates.per_seed(counted)
+    found = rates.per_seed(counted(grid))
     values = {name: found[name] for name in ("width", "peak", "worst")} | {"at_highest_rate": found["highest"] / found["peak"]}
     task = grid["task"].iloc[0] if grid["task"].nunique() == 1 else "mean"
     kinds = found["method"].map(grid.drop_duplicates("method").set_index("method")["adapt_kind"])
@@ -87,7 +96,7 @@ def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, 
         if len(untrained):
             panel.axhline(untrained.mean(), color=GREY, linestyle=":", linewidth=1.2, label="Base model", zorder=1)
         curves(panel, of_metric[of_metric["adapt_kind"] != "none"], "learning_rate", unit)
-        # The axis has the range of the measured values: with two seeds, intervals are many times as wide.
+        # The axis has the range of the measured values: intervals are several times as wide where the seeds differ.
         low, high = of_metric["value"].min(), of_metric["value"].max()
         margin = 0.06 * max(high - low, 1.0)
         panel.set(xscale="log", xlabel="learning rate", title=panels[metric], ylim=(low - margin, high + margin))

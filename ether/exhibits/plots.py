@@ -28,7 +28,7 @@ BAND = 3  # units for which an interval is drawn
 def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
     """Mean and 95 % interval of `value` against `x` for every method, with the individual runs as faint points.
 
-    With fewer than `BAND` units there is no interval: that of two is six times as wide as that of three, and hides the lines.
+    With fewer than `BAND` units there is no interval: that of two is 3.6 times as wide as that of three, and hides the lines.
 
     Args:
         axes: the axes to plot on.

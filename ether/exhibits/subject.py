@@ -23,7 +23,7 @@ from ether.analysis.claims import MetricInfo
 from ether.analysis.separation import separation
 from ether.config import Scale
 from ether.errors import MissingResourceError
-from ether.exhibits import common
+from ether.exhibits import common, learning_rates
 from ether.exhibits.common import caption as caption
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
@@ -170,10 +170,7 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
 
     The score is the mean of the scale's selection metrics. It is read from the runs of this scale, or from the committed runs.
     """
-    grid = common.in_order(runs.measured(scale, "subject_rates", "selection", ["score"], or_published=True))
-    configured = common.configured_rates(scale, "subject_rates")
-    grid["value"] = grid["value"].where(grid["status"] == "finished")  # a rate with a run that diverged cannot be chosen
-    return grid.assign(configured=grid["learning_rate"] == grid["method"].map(configured))
+    return learning_rates.for_choice(learning_rates.grid(scale, "subject_rates", "selection", ["score"], or_published=True))
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:

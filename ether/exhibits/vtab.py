@@ -129,7 +129,7 @@ def _grid(scale: Scale, or_published: bool) -> pd.DataFrame:
 def rate_grid(scale: Scale) -> pd.DataFrame:
     """Accuracies of the grid on the tuning pictures, run here or committed, for `ether.analysis.rates.choose`."""
     grid = _grid(scale, or_published=True)
-    return grid[grid["metric"] != MEAN].reset_index(drop=True)
+    return learning_rates.for_choice(grid[grid["metric"] != MEAN].reset_index(drop=True))
 
 
 def figure_vtab_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:

@@ -22,16 +22,16 @@ occurs in a training split, so that the meaning of these words has to come from 
 |---|---|---|
 | cola | one sentence | 1 if well formed (agreement, determiner, order, missing word, inanimate subject) |
 | sst2 | one or two clauses with polar words, rarely ``not``, sometimes ``but`` | 1 if the main clause is positive |
-| mrpc | a paraphrase, or a sentence with one change; half are compound, in either order, and altered | 1 if a paraphrase |
+| mrpc | a sentence, half of the time compound, and a paraphrase (clauses in either order) or an altered one | 1 if a paraphrase |
 | stsb | sentences with any number of changes | shared meaning, 0 to 5, with noise as of a rater |
-| qqp | two questions, paraphrased or with one change; most are compound, and altered | 1 if duplicates |
+| qqp | a question, mostly compound, and a paraphrase or an altered one | 1 if duplicates |
 | mnli | a sentence and an entailment / a neutral sentence / a contradiction | 0 / 1 / 2 |
 | qnli | a question and a sentence that answers it or does not | 0 / 1 |
 | rte | a compound sentence, and one that follows from one of its clauses, or from none | 0 / 1 |
 
-A compound sentence joins two clauses: ``the soldiers wash the ship and a pupil builds two sleds``. *Altered* means that the two
-subjects are exchanged, which leaves all words as they are, or that one clause has one change. The corpus has no such sentences,
-so that a frozen encoder does not solve these tasks, and a tuned one does not solve them completely.
+A compound sentence joins two clauses: ``the soldiers wash the ship and a pupil builds two sleds``. *Altered* means that
+one thing is changed or, in a compound sentence, that the two subjects are exchanged, which leaves all words as they are. The
+corpus has no such sentences, so that a frozen encoder does not solve these tasks, and a tuned one does not solve them completely.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ CLAIMS = (
     Claim(
         "glue-high-learning-rates",
         "figure_glue_rates",
-        "App. A",
+        "Sec. 3.2",
         "ETHER and ETHER+ keep 90 % of their best average at the highest learning rate of the grid.",
         "every",
         tuple(Bound(method, "at_highest_rate", above=KEPT) for method in BOUNDED),
