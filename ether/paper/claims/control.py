@@ -10,7 +10,7 @@ Claims with the source `ADDED` are not in the paper.
 from __future__ import annotations
 
 from ether.analysis.claims import Bound, Claim, Comparison, compare_all
-from ether.paper.claims.subject import ADDED
+from ether.paper.claims import ADDED
 
 BENCHMARK = "Controllable generation"
 CONTROL = ("miou", "accuracy")

@@ -8,7 +8,7 @@ average.
 from __future__ import annotations
 
 from ether.analysis.claims import Bound, Claim, Comparison, compare_all
-from ether.paper.claims.subject import ADDED
+from ether.paper.claims import ADDED
 
 BENCHMARK = "GLUE"
 EARLIER = ("full", "bitfit", "h-adapter", "p-adapter", "lora", "adalora", "oft", "boft")
