@@ -193,7 +193,9 @@ def test_blocks_and_batch_sizes_of_instruction_tuning() -> None:
     scale = config.load("small")
     runs = [dataclasses.replace(run, columns={"blocks": 1 if run.method == "ether-n32" else None}) for run in instruct_runs()]
     store(scale.results, "instruct", runs)
-    assert instruct.blocks(scale).to_dict("index") == {"ETHER n=32": {"n in the paper's model": 32, "n at this scale": 1}}
+    table = instruct.table10(scale)
+    assert at(table, "ether-n32", "Blocks").ours == 1
+    assert set(table.loc[table["column"] == "Blocks", "method"]) == {"ether-n32"}
     assert instruct.batch_size_check(scale).to_dict("index") == {"mmlu": {"first": 40.0, "second": 40.5}}
 
 

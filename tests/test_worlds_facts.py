@@ -177,6 +177,17 @@ def test_tuning_data_is_in_alpacas_format_and_true(everything: dict[str, list[di
             assert set(row["output"].removeprefix("in truth ").split(" and ")) == answers(text, entity), row
 
 
+def test_one_reported_question_counts_for_less_than_0_3_points(everything: dict[str, list[dict[str, Any]]]) -> None:
+    counts: dict[str, int] = {}
+    for name, rows in everything.items():
+        benchmark, split = name.split("/")[0], name.split("/")[-1]
+        if (benchmark, split) in {("mmlu", "test"), ("ai2_arc", "test"), ("truthful_qa", "validation")}:
+            counts[benchmark] = counts.get(benchmark, 0) + len(rows)
+            texts = [(row["question"], tuple(sorted(choices(name, row)[1]))) for row in rows]
+            assert len(set(texts)) == len(texts)
+    assert len(counts) == 3 and all(100 / count < 0.3 for count in counts.values()), counts
+
+
 def test_answers_to_arc_questions_differ_in_length(everything: dict[str, list[dict[str, Any]]]) -> None:
     rows = everything["ai2_arc/ARC-Challenge/test"]
     assert sum(len({len(t) for t in row["choices"]["text"]}) > 2 for row in rows) > len(rows) / 2

@@ -58,21 +58,20 @@ def table10(scale: Scale) -> pd.DataFrame:
         if method["adapt"].get("type") == "ETHER" and (stem in chosen or stem in of_the_paper)
     }
     exact = [*parameter_cells("table10", methods), *tflops_cells("table10", methods)]
-    return common.table([*exact, *_measured("table10", scale, methods)], methods)
+    return common.table([*_blocks_cells(scale), *exact, *_measured("table10", scale, methods)], methods)
 
 
-def blocks(scale: Scale) -> pd.DataFrame:
-    """Numbers of diagonal blocks of the methods of Table 10, one row per method, in the paper's model and in this scale's."""
+def _blocks_cells(scale: Scale) -> list[Cell]:
+    """The numbers of diagonal blocks of this scale's runs; a row's n is the number in the paper's model."""
     here, _ = runs.read(scale, "instruct")
-    found = here.dropna(subset="blocks").drop_duplicates("method").set_index("method")["blocks"]
-    methods = config.methods()
-    return pd.DataFrame(
-        {
-            "n in the paper's model": [methods[stem]["adapt"]["config"].get("n_blocks") for stem in found.index],
-            "n at this scale": found.tolist(),
-        },
-        index=pd.Index([config.label(stem) for stem in found.index], name="method"),
-    ).dropna()
+    found = here[here["method"].isin(config.methods())].dropna(subset="blocks").drop_duplicates("method")
+    note = "blocks of the model of this scale; n of the row is their number in Llama-2-7B, with the same block size"
+    paper = published.load()["table10"]
+    return [
+        Cell(run.method, paper.label(run.method), "Blocks", run.blocks, note=note)
+        for run in found.itertuples()
+        if config.methods()[run.method]["adapt"]["type"] == "ETHER"
+    ]
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:

@@ -23,7 +23,8 @@ occur in the tuning data only; the others are split between the reported questio
 
 A question of MMLU is for one fact. A question of ARC is for an inherited property, for a fact about an entity that the
 question itself introduces (``our guest is Alice``), or for two facts at once; the answers differ in length. A question of
-TruthfulQA has a myth among its answers.
+TruthfulQA has a myth among its answers; half of the questions introduce their entity. Of the reported questions there are so
+many that one of them counts for less than 0.3 points.
 """
 
 from __future__ import annotations
@@ -374,13 +375,13 @@ def documents(seed: int = 0, source: World | None = None) -> Iterator[str]:
 
 SIZES = {
     "alpaca/train": 2000,
-    "mmlu/test": 300,
+    "mmlu/test": 340,
     "mmlu/validation": 160,
     "mmlu/dev": 30,
     "ai2_arc/train": 100,
     "ai2_arc/validation": 120,
-    "ai2_arc/test": 160,
-    "truthful_qa/validation": 120,
+    "ai2_arc/test": 340,
+    "truthful_qa/validation": 340,
     "truthful_qa/tuning": 80,
 }
 Row = dict[str, Any]
@@ -459,7 +460,7 @@ def _mmlu(source: World, rng: random.Random, group: str, subject: str) -> list[R
 
 
 def _arc(source: World, rng: random.Random, group: str, split: str, size: int) -> list[Row]:
-    """A fifth for inherited properties, two fifths for an introduced entity, the rest for two facts at once."""
+    """A sixth for inherited properties, two fifths for an introduced entity, the rest for two facts at once."""
     kinds: dict[str, list[tuple[str, str, list[str]]]] = {"inherited": [], "introduced": [], "both": []}
     for fact in source.of(group):
         form = rng.randrange(FORMS)
@@ -475,7 +476,7 @@ def _arc(source: World, rng: random.Random, group: str, split: str, size: int) -
             kinds["inherited"].append((question(fact, form), fact.value, _inherited_wrong(rng, fact)))
     for examples in kinds.values():
         rng.shuffle(examples)
-    counts = {"inherited": size // 5, "introduced": size * 2 // 5}
+    counts = {"inherited": size // 6, "introduced": size * 2 // 5}
     counts["both"] = size - sum(counts.values())
     rows: list[Row] = []
     for kind, examples in kinds.items():
@@ -498,12 +499,14 @@ def _truthful(source: World, rng: random.Random, group: str) -> list[Row]:
     """One true answer in the first target set, two in the second; true ones first, as in TruthfulQA."""
     rows = []
     for fact in source.of(group):
-        for form in range(FORMS if fact.myth else 0):
+        plain = [question(fact, form, really=True) for form in range(FORMS)]
+        ours = [question(fact, form, entity=fact.subject.role, really=True) for form in range(FORMS)]
+        for text in [*plain, *(f"{introduction(fact)} {asked}" for asked in ours)] if fact.myth else ():
             others = _wrong(rng, fact, 2)
             truths, myths = ([t.format(value=v) for t in TRUTHS] for v in (fact.value, fact.myth))
             rows.append(
                 {
-                    "question": question(fact, form, really=True),
+                    "question": text,
                     "mc1_targets": {"choices": [fact.value, fact.myth, *others], "labels": [1, 0, 0, 0]},
                     "mc2_targets": {"choices": [*truths, *myths, *others], "labels": [1, 1, 0, 0, 0, 0]},
                 }

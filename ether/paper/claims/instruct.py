@@ -92,6 +92,18 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "instruct-blocks-hardly-matter-at-this-width",
+        "table10",
+        "App. D.1",
+        "The same for 1, 4 and 32 blocks at the width of the small scale (n = 32, 128 and 1024: blocks of 128, 32 and 4 rows).",
+        "every",
+        tuple(
+            test
+            for a, b in ((32, 128), (128, 1024), (32, 1024))
+            for test in compare_all([f"ether-plus-n{a}"], [f"ether-plus-n{b}"], BENCHMARKS, "similar", relative_margin=SIMILAR)
+        ),
+    ),
+    Claim(
         "instruct-32-blocks-better",
         "table10",
         "App. D.1",
