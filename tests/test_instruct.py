@@ -139,7 +139,7 @@ def test_labels_are_the_response_or_everything(world: Path) -> None:
     model = hub.Source("foundation/language-model", foundation.path("language-model"))
     data = hub.Source("world/alpaca", world / "datasets/world/alpaca")
     tokenizer = instruct._tokenizer(model)
-    both, response = (instruct._tokenised(model, data, loss, 128, 20) for loss in instruct.LOSSES)
+    both, response = (instruct._tokenised(model, data, loss, 128, 20)[0] for loss in instruct.LOSSES)
     rows = pd.read_parquet(world / "datasets/world/alpaca/default/train.parquet")
     outputs = set(rows["output"])
     for whole, part in zip(both, response, strict=True):
@@ -281,6 +281,37 @@ def test_the_harness_scores_a_prompt_tuned_model_by_its_likelihoods(mirror: Path
             expected = sum(float(logs[i - 1, ids[0, i]]) for i in range(len(before), ids.shape[1]))
             compared.append((float(log_likelihood), expected))
     assert len(compared) == 6 and all(found == pytest.approx(expected, abs=1e-3) for found, expected in compared)
+
+
+def test_the_held_out_loss_is_that_of_every_response_token(mirror: Path, tmp_path: Path) -> None:
+    spec = paper(mirror, methods="base")[0]
+    spec.settings["evaluation"] |= {"held_out": 7, "tasks": []}
+    spec.settings["loss_on"] = "response"
+    check.check_run(spec, tmp_path)
+    loaded = instruct.EXPERIMENT.load(spec, tmp_path, "cpu")
+    everything = paper(mirror, methods="base")[0]
+    everything.settings["loss_on"] = "response"
+    rows = list(instruct.EXPERIMENT.load(everything, tmp_path, "cpu").data.train)
+    assert list(loaded.data.held_out) == rows[-7:] and list(loaded.data.train) == rows[:-7]
+    losses = []
+    for row in rows[-7:]:
+        with torch.no_grad():
+            logs = torch.log_softmax(loaded.model(input_ids=torch.tensor([row["input_ids"]])).logits[0].float(), dim=-1)
+        losses += [-float(logs[i - 1, label]) for i, label in enumerate(row["labels"]) if label != -100]
+    fitted = instruct.EXPERIMENT.fit(loaded, loaded.model.requires_grad_(False), spec, tmp_path, "cpu")
+    found = {name: value for _, split, name, value in fitted.measurements if split == "reported"}
+    assert found["held_out_loss"] == pytest.approx(np.mean(losses), rel=2e-3)  # the model is bfloat16
+    assert found["score"] == found["likelihood"] == pytest.approx(100 * np.exp(-found["held_out_loss"]))
+
+
+def test_something_is_measured_and_something_is_trained_on(mirror: Path, tmp_path: Path) -> None:
+    spec = paper(mirror, methods="base")[0]
+    spec.settings["evaluation"] |= {"tasks": []}
+    with pytest.raises(ConfigurationError, match="Nothing is measured"):
+        check.check_run(spec, tmp_path)
+    spec.settings["evaluation"] |= {"held_out": 10_000}
+    with pytest.raises(ConfigurationError, match="10000 examples are to be held out"):
+        instruct.EXPERIMENT.load(spec, tmp_path, "cpu")
 
 
 def test_rates_are_chosen_on_validation_splits_only(mirror: Path, tmp_path: Path) -> None:

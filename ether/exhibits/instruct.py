@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SCORE = "score"  # the metric with the mean of the benchmarks
 # The panels of the figure of learning rates, by metric.
 PANELS = {SCORE: "mean of the benchmarks", "mmlu": "MMLU", "arc": "ARC", "tru1": "Tru-1", "tru2": "Tru-2"}
+LIKELIHOOD = "likelihood of a held-out token"  # the score of runs without benchmarks
 
 
 def _values(scale: Scale, exhibit: str) -> pd.DataFrame:
@@ -125,7 +126,8 @@ def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     data = common.labelled(_grid(scale, or_published=False))
     unit = common.unit_of("instruct_rates")
     title = f"Instruction tuning, score against learning rate (scale {scale.name}"
-    return learning_rates.figure(data, PANELS, SCORE, unit, title), data
+    panels = PANELS if scale.experiment("instruct_rates")["evaluation"]["tasks"] else {SCORE: LIKELIHOOD}
+    return learning_rates.figure(data, panels, SCORE, unit, title), data
 
 
 def chosen_rates(data: pd.DataFrame) -> pd.DataFrame:

@@ -6,16 +6,20 @@ lm-evaluation-harness. Settings of the section in addition to those of every exp
     loss_on     prompt-and-response (as in the authors' released code; not stated in the paper) or response
     evaluation  suite: harness (its shipped prompts, on the data sets named under `benchmarks`) or facts (those of the world
                 of facts); tasks; split: reported or tuning; batch_size; second_batch_size: a model that is not trained is
-                evaluated a second time with this batch size, to show that it does not change the score
+                evaluated a second time with this batch size, to show that it does not change the score; held_out: 0, number
+                of the last examples of the tuning data on which no run is trained and the loss is measured
 
 Rows: the scores of `ether.measures.language.measurements` at the last step, in the split of `evaluation` (and
-`second batch size`), and the loss in the split `train`.
+`second batch size`), and the loss in the split `train`. With `held_out`, also held_out_loss (of a token, in nats) and
+likelihood, 100 exp(-held_out_loss): the geometric mean of the tokens' probabilities in percent. Without benchmarks
+(``tasks: []``) this is the score.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,8 @@ class InstructData:
 
     train: Any
     tokenizer: Any
-    tasks: dict[str, Any]
+    tasks: dict[str, Any]  # empty if there are no benchmarks
+    held_out: Any = None  # examples that are not trained on
 
 
 class Instruct:
@@ -78,8 +83,14 @@ class Instruct:
         evaluation = settings["evaluation"]
         if evaluation["suite"] not in SUITES:
             raise one_of("suite", evaluation["suite"], SUITES, "instruct.evaluation.suite")
-        if evaluation["suite"] == "facts":
+        if not evaluation["tasks"] and not evaluation.get("held_out"):
+            raise ConfigurationError(
+                "Nothing is measured: `instruct.evaluation.tasks` is empty and there is no `held_out`. Name tasks, or the number "
+                "of held-out examples."
+            )
+        if evaluation["suite"] == "facts" and evaluation["tasks"]:
             _tasks((), tuple(evaluation["tasks"]), evaluation["split"], results)
+        if evaluation["suite"] == "facts":
             return
         for name, source in _benchmarks(spec, results).items():
             split, benchmark = language.split_of(name, evaluation["split"]), language.BENCHMARKS[name]
@@ -105,7 +116,10 @@ class Instruct:
         settings, hyper, evaluation = spec.settings, spec.hyperparameters, spec.settings["evaluation"]
         source = hub.model_source(settings["model"], spec.resources, results)
         data = hub.data_source(settings["data"], spec.resources, results)
-        examples = _tokenised(source, data, settings["loss_on"], hyper["max_length"], settings["limits"]["train"])
+        held_out = evaluation.get("held_out") or 0
+        examples, kept_back = _tokenised(
+            source, data, settings["loss_on"], hyper["max_length"], settings["limits"]["train"], held_out
+        )
         dtype = settings["model"].get("dtype", "float32")
         with hub.explained(source, "model", MODEL), quiet():
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -118,7 +132,9 @@ class Instruct:
         model = hub.complete(loaded, source, MODEL)
         model.config.use_cache = False  # not used in training and evaluation
         sources = _benchmarks(spec, results) if evaluation["suite"] == "harness" else {}
-        tasks = _tasks(tuple(sources.items()), tuple(evaluation["tasks"]), evaluation["split"], results)
+        tasks: dict[str, Any] = {}
+        if evaluation["tasks"]:
+            tasks = _tasks(tuple(sources.items()), tuple(evaluation["tasks"]), evaluation["split"], results)
         return Loaded(
             model=model.to(torch.device(device)),  # type: ignore[arg-type]
             task_type="CAUSAL_LM",
@@ -128,7 +144,7 @@ class Instruct:
             data_name=data.name,
             data_fingerprint=splits_fingerprint(data, "default", ["train"]),
             dtype=dtype,
-            data=InstructData(examples, _tokenizer(source), tasks),
+            data=InstructData(examples, _tokenizer(source), tasks, kept_back),
         )
 
     def fit(self, loaded: Loaded[InstructData], model: nn.Module, spec: RunSpec, folder: Path, device: str) -> Fitted:
@@ -163,14 +179,17 @@ class Instruct:
         return Fitted(rows, steps, seconds)
 
     def _scores(self, data: InstructData, model: nn.Module, spec: RunSpec, batch_size: int) -> dict[str, float]:
-        found = language.evaluate(
-            model,
-            data.tokenizer,
-            data.tasks,
-            batch_size=machine.limits().evaluated_at_once(batch_size),
-            limit=spec.settings["limits"]["evaluation"],
-        )
-        return language.measurements(found)
+        at_once = machine.limits().evaluated_at_once(batch_size)
+        scores: dict[str, float] = {}
+        if data.held_out is not None:
+            collator = transformers.DataCollatorForSeq2Seq(data.tokenizer, label_pad_token_id=-100)
+            loss = language.loss_of(model, data.held_out, collator, at_once)
+            likelihood = 100 * math.exp(-loss)
+            scores = {"held_out_loss": loss, "likelihood": likelihood, "score": likelihood}
+        if data.tasks:
+            limit = spec.settings["limits"]["evaluation"]
+            scores |= language.measurements(language.evaluate(model, data.tokenizer, data.tasks, batch_size=at_once, limit=limit))
+        return scores
 
 
 def _is_one_of(task: Any, names: Collection[str]) -> bool:
@@ -214,12 +233,29 @@ def _tokenizer(source: hub.Source) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: int, limit: int | None) -> Any:
-    """Token ids and labels: the first ``limit`` examples after a fixed shuffle, identical for all runs."""
+def _tokenised(
+    source: hub.Source, data: hub.Source, loss_on: str, max_length: int, limit: int | None, held_out: int = 0
+) -> tuple[Any, Any]:
+    """Token ids and labels of the examples to train on, and of the last ``held_out`` examples (None for 0).
+
+    To train on are the first ``limit`` of the other examples after a fixed shuffle, identical for all runs.
+
+    Raises:
+        ConfigurationError: there are no more examples than are held out.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     examples = hub.load_split(data, "default", "train", COLUMNS, DATA)
+    last = None
+    if held_out:
+        if held_out >= len(examples):
+            raise ConfigurationError(
+                f"{held_out} examples are to be held out of the {len(examples)} of {data.name}: reduce "
+                "`instruct.evaluation.held_out`."
+            )
+        last = examples.select(range(len(examples) - held_out, len(examples)))
+        examples = examples.select(range(len(examples) - held_out))
     if limit is not None and limit < len(examples):
         examples = examples.shuffle(seed=0).select(range(limit))
     tokenizer = _tokenizer(source)
@@ -233,10 +269,13 @@ def _tokenised(source: hub.Source, data: hub.Source, loss_on: str, max_length: i
         labels = ids if loss_on == "prompt-and-response" else ([-100] * len(before) + after)[:max_length]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(labels)}
 
-    with quiet():
-        encoded = examples.map(encode, remove_columns=examples.column_names, load_from_cache_file=False)
+    def encoded(rows: Any) -> Any:
+        found = rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
         # Examples without targets are removed: their prompt fills the whole length.
-        return encoded.filter(lambda e: any(label != -100 for label in e["labels"]), load_from_cache_file=False)
+        return found.filter(lambda e: any(label != -100 for label in e["labels"]), load_from_cache_file=False)
+
+    with quiet():
+        return encoded(examples), None if last is None else encoded(last)
 
 
 EXPERIMENT = Instruct()

@@ -12,10 +12,11 @@ import functools
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -237,6 +238,30 @@ def evaluate(
         )
     assert found is not None  # None is returned only by secondary processes of a distributed run
     return dict(found)
+
+
+@torch.inference_mode()
+def loss_of(
+    model: nn.Module, examples: Any, collate: Callable[[list[Any]], Mapping[str, torch.Tensor]], batch_size: int
+) -> float:
+    """The mean negative log-likelihood of a labelled token in nats, over all tokens of all examples.
+
+    Args:
+        model: a causal language model on its device, including adapters. It is set to evaluation mode.
+        examples: mappings with ``input_ids``, ``attention_mask`` and ``labels`` (-100: not counted).
+        collate: makes a padded batch of tensors of a list of examples.
+        batch_size: number of examples in a forward pass; affects the loss by rounding only.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little padding
+    for start in range(0, len(by_length), batch_size):
+        batch = collate([examples[i] for i in by_length[start : start + batch_size]])
+        counted = int((batch["labels"][:, 1:] != -100).sum())  # the first token is not predicted
+        total += counted * float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss)
+        tokens += counted
+    return total / tokens
 
 
 def measurements(found: Mapping[str, Any]) -> dict[str, float]:
