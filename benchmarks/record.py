@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -84,6 +85,23 @@ def _layer_table(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _bound(rows: pd.DataFrame, method: str = "ETHER+ n=32", n: int = 32) -> list[str]:
+    """What bounds the slowest cell: the operations of an update of rank 4n, relative to those of the layer."""
+    of_method = rows[rows["method"] == method]
+    worst = of_method.loc[of_method["to_lora"].idxmax()]
+    width, outputs = map(int, worst["shape"].split("x"))
+    rank = 4 * n  # u and v on both sides
+    # Forward, gradient of the input and of the factors; the layer: forward and gradient of the input.
+    share = 3 * rank * (width + outputs) / (2 * width * outputs)
+    [frozen] = rows.loc[(rows["method"] == "frozen layer") & (rows["shape"] == worst["shape"]), "to_lora"]
+    text = (
+        f"{method} on {worst['shape'].replace('x', ' × ')} is bounded by its rank: u and v of {n} blocks on both sides are an update "
+        f"of rank {rank}, whose products are {share:.2f} times the layer's own operations. At the speed of the layer's products "
+        f"that alone is {1 + share:.2f} × {frozen:.2f} = {(1 + share) * frozen:.2f} of LoRA's time."
+    )
+    return textwrap.wrap(text, 125)
+
+
 def _step_table(rows: pd.DataFrame) -> list[str]:
     """Time and memory of a whole step, relative to LoRA's."""
     first = rows.iloc[0]
@@ -111,6 +129,8 @@ def section() -> str:
                 if benchmark == "step":
                     lines += ["", "A whole training step (q and v adapted, AdamW):"]
                 lines += ["", *table(pd.read_parquet(file))]
+                if (device, benchmark) == ("cpu", "layer"):
+                    lines += ["", *_bound(pd.read_parquet(file))]
     if not list(RESULTS.glob("cuda-*.parquet")):
         lines += [
             "",
