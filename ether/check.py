@@ -56,9 +56,9 @@ def check_run(spec: RunSpec, scale_results: Path) -> None:
     from ether.experiments.common import experiment
     from ether.methods.adapt import check_arguments
 
-    device_of(spec)
-    check_arguments(spec.method, spec.adapt)
     benchmark = experiment(experiments()[spec.experiment].module)
+    _check_processes(spec, getattr(benchmark, "divisible", False))
+    check_arguments(spec.method, spec.adapt)
     benchmark.check(spec, scale_results)
     skeleton = benchmark.skeleton(spec, scale_results)
     # A learning rate or a seed changes no shape; any other hyperparameter may be the value of a $name in the method's config.
@@ -72,6 +72,34 @@ def check_run(spec: RunSpec, scale_results: Path) -> None:
             _checked[key] = error
     if (failure := _checked[key]) is not None:
         raise failure
+
+
+def _check_processes(spec: RunSpec, divisible: bool) -> None:
+    """Checks the device, and that so many processes can share the run.
+
+    Raises:
+        ConfigurationError: the experiment's batches cannot be divided, or not by this number.
+        HardwareError: there is no GPU where one is required, or there are fewer GPUs than processes.
+    """
+    import torch
+
+    device, number, size = device_of(spec), spec.processes, spec.hyperparameters["batch_size"]
+    if number == 1:
+        return
+    if not divisible:
+        raise ConfigurationError(
+            f"{spec.experiment} cannot be run by several processes (processes={number}): a step draws its images as a whole. Run "
+            "several jobs at a time instead, each on its GPU (--resources gpu=4)."
+        )
+    if size % number:
+        raise ConfigurationError(
+            f"{spec.label} of {spec.experiment} has batches of {size}, which {number} processes cannot share equally: set "
+            "--config processes to a divisor."
+        )
+    if device == "cuda" and torch.cuda.device_count() < number:
+        raise HardwareError(
+            f"processes={number} needs as many GPUs; torch finds {torch.cuda.device_count()}. Reduce --config processes."
+        )
 
 
 def _check_adaptable(spec: RunSpec, skeleton: Any, values: Mapping[str, Any]) -> None:

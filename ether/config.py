@@ -94,7 +94,7 @@ def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 # Settings of `--config` in addition to `scale`. Each of them except `replay` replaces the setting of that name.
-OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device", "replay")
+OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device", "processes", "replay")
 
 
 def _as_list(value: object) -> list[str]:
@@ -137,7 +137,7 @@ class Scale:
     @property
     def resources(self) -> dict[str, Any]:
         """Location of models and data, and the device; they do not affect run ids."""
-        return {key: self.settings[key] for key in ("mirror", "foundation", "device")}
+        return {key: self.settings[key] for key in ("mirror", "foundation", "device", "processes")}
 
     def protocol(self, *experiments: str) -> list[str]:
         """Differences from the paper's protocol: those of the scale, those of the given experiments, and what they report."""
@@ -196,6 +196,10 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])
+    if "processes" in given:
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", str(given["processes"])):
+            raise ConfigurationError(f"--config processes={given['processes']}: give a whole number, as processes=4.")
+        settings["processes"] = int(given["processes"])
     if "seeds" in given:
         seeds = _as_list(given["seeds"])
         if not seeds or not all(re.fullmatch(r"[0-9]{1,10}", seed) for seed in seeds):
@@ -329,8 +333,13 @@ class RunSpec:
     adapt: dict[str, Any]
     hyperparameters: dict[str, Any]
     settings: dict[str, Any]  # the experiment's model, data, limits, layers, head
-    resources: dict[str, Any]  # mirror, foundation, device, memory: of the machine, not part of the run id
+    resources: dict[str, Any]  # mirror, foundation, device, processes, memory: of the machine, not part of the run id
     rate_factor: float | None = None  # learning rate divided by the method's
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that execute the run, each on a GPU."""
+        return int(self.resources.get("processes", 1))
 
     @property
     def config(self) -> dict[str, Any]:

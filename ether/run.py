@@ -17,9 +17,10 @@ import gc
 import json
 import os
 import shutil
+import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ether import hub, machine, results, sources
+from ether import hub, machine, processes, results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
 from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
-from ether.experiments.common import SAMPLES, Loaded, Rows, experiment
+from ether.experiments.common import SAMPLES, Rows, experiment
 from ether.machine import Limits
 from ether.methods import adapt as methods
 from ether.progress import RunProgress
@@ -51,10 +52,8 @@ def threads() -> int:
 
 @dataclass
 class _Attempt:
-    """What became of a run under given limits of memory."""
+    """What became of a run under given limits of memory; plain values, so that a process can hand it to another."""
 
-    loaded: Loaded[Any] | None = None
-    model: torch.nn.Module | None = None
     status: str = "failed"
     reason: str = ""
     steps: int = 0
@@ -62,32 +61,56 @@ class _Attempt:
     measurements: Rows = field(default_factory=list)
     out_of_memory: bool = False
     in_training: bool = False  # out of memory in a forward or backward pass of training
+    peak_memory: int = 0  # bytes
+    facts: dict[str, Any] = field(default_factory=dict)  # columns of the run's row on its model and data
+
+
+NO_FACTS: dict[str, Any] = {
+    "base_model": "",
+    "base_model_fingerprint": "",
+    "data": "",
+    "data_fingerprint": "",
+    "trainable_parameters": 0,
+    "total_parameters": 0,
+    "dtype": "",
+}
 
 
 def _attempt(spec: RunSpec, scale_results: Path, folder: Path, device: str) -> _Attempt:
     """Loads, adapts, trains and evaluates once."""
     benchmark = experiment(experiments()[spec.experiment].module)
-    tried = _Attempt()
-    try:
-        with _unusable_inputs_explained(spec):
-            tried.loaded = benchmark.load(spec, scale_results, device)
-        torch.manual_seed(spec.seed)  # the adapter's initialisation does not depend on how the model was loaded
-        tried.model = methods.adapt(
-            tried.loaded.model,
-            spec.adapt,
-            layers=spec.settings["layers"],
-            head=spec.settings["head"],
-            task_type=tried.loaded.task_type,
-            values=dict(spec.hyperparameters) | methods.step_values(tried.loaded.total_steps),
-        )
-        fitted = benchmark.fit(tried.loaded, tried.model, spec, folder, device)
-        tried.status, tried.reason, tried.steps = fitted.status, fitted.reason, fitted.steps
-        tried.seconds, tried.measurements = fitted.train_seconds, fitted.measurements
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        tried.out_of_memory, tried.in_training = True, isinstance(error, OutOfMemoryInTraining)
-        tried.reason = f"out of memory on {device}: {(str(error) or repr(error)).splitlines()[0]}"
-    except (FloatingPointError, torch.linalg.LinAlgError) as error:
-        tried.status, tried.reason = "diverged", f"{error}" or repr(error)
+    tried = _Attempt(facts=dict(NO_FACTS))
+    with results.PeakMemory(device) as peak:
+        try:
+            with _unusable_inputs_explained(spec):
+                loaded = benchmark.load(spec, scale_results, device)
+            tried.facts |= {
+                "base_model": loaded.base_model,
+                "base_model_fingerprint": loaded.base_model_fingerprint,
+                "data": loaded.data_name,
+                "data_fingerprint": loaded.data_fingerprint,
+                "dtype": loaded.dtype,
+            }
+            torch.manual_seed(spec.seed)  # the adapter's initialisation does not depend on how the model was loaded
+            model = methods.adapt(
+                loaded.model,
+                spec.adapt,
+                layers=spec.settings["layers"],
+                head=spec.settings["head"],
+                task_type=loaded.task_type,
+                values=dict(spec.hyperparameters) | methods.step_values(loaded.total_steps),
+            )
+            tried.facts |= {"trainable_parameters": methods.trainable(model), "total_parameters": methods.total(model)}
+            fitted = benchmark.fit(loaded, model, spec, folder, device)
+            tried.facts |= {"trainable_parameters": methods.trainable(model), "total_parameters": methods.total(model)}
+            tried.status, tried.reason, tried.steps = fitted.status, fitted.reason, fitted.steps
+            tried.seconds, tried.measurements = fitted.train_seconds, fitted.measurements
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            tried.out_of_memory, tried.in_training = True, isinstance(error, OutOfMemoryInTraining)
+            tried.reason = f"out of memory on {device}: {(str(error) or repr(error)).splitlines()[0]}"
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            tried.status, tried.reason = "diverged", f"{error}" or repr(error)
+    tried.peak_memory = peak.bytes
     return tried
 
 
@@ -99,7 +122,7 @@ def _smaller(limits: Limits, spec: RunSpec, in_training: bool) -> Limits | None:
         (settings.get("sampling") or {}).get("batch", 1),
         (settings.get("evaluation") or {}).get("batch_size", 1),
     )
-    return limits.halved(hyper["batch_size"], max(evaluated), in_training)
+    return limits.halved(hyper["batch_size"] // spec.processes, max(evaluated), in_training)
 
 
 def _free(device: str) -> None:
@@ -113,7 +136,8 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
     """Executes one run; again with smaller parts of a batch, as long as it is out of memory and there is something to halve.
 
     Args:
-        spec: the run.
+        spec: the run. With ``processes`` above 1 among its resources, it is executed by so many processes, each on a GPU
+            (`ether.processes`).
         scale_results: ``results/<scale>``, the folder of generated data and rebuilt models.
         folder: the working folder of the run, for the Trainer's checkpoints. An interrupted run resumes from them.
 
@@ -127,22 +151,22 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
     device = device_of(spec)
     torch.set_num_threads(threads())
     limits: Limits | None = Limits.of(spec.resources.get("memory"), machine.gpu_bytes() if device == "cuda" else 0)
-    with results.PeakMemory(device) as peak:
-        while limits is not None:
-            used = limits
+    while limits is not None:
+        used = limits
+        if spec.processes > 1:
+            tried = _attempt_in_processes(spec, scale_results, folder, device, used)
+        else:
             with machine.within(used):
                 tried = _attempt(spec, scale_results, folder, device)
-            limits = _smaller(used, spec, tried.in_training) if tried.out_of_memory else None
-            if limits is not None:
-                reason = tried.reason
-                del tried  # and with it the model
-                _free(device)
-                print(f"{spec.label} on {spec.task}: {reason}; again with {limits}.", flush=True)
-    loaded, model = tried.loaded, tried.model
+        limits = _smaller(used, spec, tried.in_training) if tried.out_of_memory else None
+        if limits is not None:
+            _free(device)
+            print(f"{spec.label} on {spec.task}: {tried.reason}; again with {limits}.", flush=True)
     rows = [
         {"run_id": spec.run_id, "step": step, "split": split, "task": spec.task, "metric": name, "value": value}
         for step, split, name, value in tried.measurements
     ]
+    several = {"processes": spec.processes} if spec.processes > 1 else {}
     row = {
         "run_id": spec.run_id,
         "experiment": spec.experiment,
@@ -156,25 +180,74 @@ def run(spec: RunSpec, scale_results: Path, folder: Path) -> tuple[dict[str, Any
         "status": tried.status,
         "reason": tried.reason,
         "config": json.dumps(spec.config, sort_keys=True),
-        "base_model": loaded.base_model if loaded else "",
-        "base_model_fingerprint": loaded.base_model_fingerprint if loaded else "",
-        "data": loaded.data_name if loaded else "",
-        "data_fingerprint": loaded.data_fingerprint if loaded else "",
-        "trainable_parameters": methods.trainable(model) if model else 0,
-        "total_parameters": methods.total(model) if model else 0,
+        **tried.facts,
         "steps": tried.steps,
         "train_seconds": tried.seconds,
         "wall_seconds": time.perf_counter() - clock,
-        "peak_memory_bytes": peak.bytes,
-        "limits": json.dumps(dataclasses.asdict(used), sort_keys=True),
+        "peak_memory_bytes": tried.peak_memory,
+        "limits": json.dumps(dataclasses.asdict(used) | several, sort_keys=True),
         "device": results.hardware(device),
-        "dtype": loaded.dtype if loaded else "",
         "threads": torch.get_num_threads(),
         "versions": results.versions(),
         "git_commit": results.git_commit(),
         "started": started.isoformat(timespec="seconds"),
     }
     return row, rows
+
+
+def _attempt_in_processes(spec: RunSpec, scale_results: Path, folder: Path, device: str, limits: Limits) -> _Attempt:
+    """As `_attempt`, by several processes; what each of them has to do is in a file.
+
+    Raises:
+        EtherError: a process stopped.
+    """
+    exchange = folder / "processes"
+    shutil.rmtree(exchange, ignore_errors=True)
+    order = {
+        "spec": dataclasses.asdict(spec),
+        "results": str(scale_results),
+        "folder": str(folder),
+        "device": device,
+        "limits": dataclasses.asdict(limits),
+    }
+    with results.writing(exchange):
+        results.write_text(json.dumps(order), exchange / ORDER)
+    processes.launch(spec.processes, "ether.run", [str(exchange)], exchange / "log.txt")
+    answers = [_Attempt(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(exchange.glob("answer-*.json"))]
+    answers.sort(key=lambda answer: not answer.out_of_memory)
+    if (exchange / ERROR).is_file():
+        raise ConfigurationError((exchange / ERROR).read_text(encoding="utf-8"))
+    if not answers:
+        raise processes.stopped(f"{spec.label} on {spec.task}", spec.processes, exchange / "log.txt")
+    return answers[0]
+
+
+ORDER, ERROR = "order.json", "error.txt"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One of the processes of a run, started by `ether.processes.launch`: ``python -m ether.run FOLDER``.
+
+    The first process writes what `_attempt` returns, and so does one that is out of memory. The status 1 of the latter ends the
+    others, which wait for it.
+    """
+    processes.end_with_parent()
+    exchange = Path(arguments[0])
+    order = json.loads((exchange / ORDER).read_text(encoding="utf-8"))
+    rank = processes.rank()
+    spec = RunSpec(**order["spec"])
+    torch.set_num_threads(max(1, threads() // spec.processes))
+    if order["device"] == "cuda":
+        torch.cuda.set_device(processes.local_rank())
+    try:
+        with machine.within(Limits(**order["limits"])):
+            tried = _attempt(spec, Path(order["results"]), Path(order["folder"]), order["device"])
+    except EtherError as error:
+        results.write_text(str(error), exchange / ERROR)
+        return 1
+    if rank == 0 or tried.out_of_memory:
+        results.write_text(json.dumps(dataclasses.asdict(tried)), exchange / f"answer-{rank}.json")
+    return int(tried.out_of_memory)
 
 
 @contextlib.contextmanager
@@ -309,7 +382,7 @@ def run_job(
     out = scale.results / "runs" / experiment_name / job_name
     work = scale.results / "work" / experiment_name / job_name
     samples = scale.results / "samples" / experiment_name / job_name if experiments()[experiment_name].samples else None
-    if scale.settings["device"] != "cpu":
+    if scale.settings["device"] != "cpu" and scale.settings["processes"] == 1:
         machine.pin_one_gpu()
     with _job_lock(work):
         same = _discard_outdated(work, _stamp(scale, experiment_name))
@@ -411,3 +484,7 @@ def _report(progress: RunProgress, row: Mapping[str, Any], values: list[dict[str
     ending = "" if row["status"] == "finished" else f"{row['status']}: {row['reason']}"
     line = progress.line(row["label"], row["task"], row["seed"], scores[-1] if scores else None, row["wall_seconds"], ending)
     print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ether import machine
+from ether import machine, processes
 from ether.errors import ConfigurationError
 from ether.results import atomic
 
@@ -77,7 +77,8 @@ def training_arguments(
 ) -> transformers.TrainingArguments:
     """The Trainer's arguments for the hyperparameters of a run, identical in all experiments.
 
-    A batch above `ether.machine.limits` is divided into equal parts by accumulation.
+    A batch is divided equally among the processes of the run (`ether.processes`), and in each of them, above
+    `ether.machine.limits`, into equal parts by accumulation.
 
     Args:
         hyper: hyperparameters of the run, as described in ``workflow/schemas/scale.schema.yaml``. If ``warmup_steps`` is
@@ -90,15 +91,15 @@ def training_arguments(
     """
     warmup = hyper.get("warmup_steps")
     interval = checkpoint_interval(hyper, total_steps)
-    limits = machine.limits()
-    parts = limits.parts(hyper["batch_size"])
+    limits, own = machine.limits(), hyper["batch_size"] // processes.count()
+    parts = limits.parts(own)
     saving: dict[str, Any] = {"save_strategy": "no"}
     if interval:
         saving = {"save_strategy": "steps", "save_steps": interval, "save_total_limit": 2}
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": total_steps,
-        "per_device_train_batch_size": hyper["batch_size"] // parts,
+        "per_device_train_batch_size": own // parts,
         "per_device_eval_batch_size": limits.evaluated_at_once(hyper.get("evaluation_batch_size", hyper["batch_size"])),
         "gradient_accumulation_steps": hyper["accumulation"] * parts,
         "learning_rate": hyper["learning_rate"],
@@ -310,15 +311,17 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if self.args.gradient_accumulation_steps > 1:
+        if self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1:
             # The Trainer hands the number of items to every model whose `forward` takes **kwargs and leaves the weighting of the
             # parts to it. DeBERTa's takes them and ignores them: its gradient would be that of the sum over the parts.
             self.model_accepts_loss_kwargs = False
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        """The parts of the next batch, as in the Trainer; also counts their items."""
+        """This process's parts of the next batch, as in the Trainer; also counts the items of the whole batch."""
         found = super().get_batch_samples(*arguments, **options)
         self.items = sum(map(self._items, found[0]))
+        if self.args.world_size > 1:
+            self.items = int(self.accelerator.reduce(torch.tensor([self.items], device=self.args.device), "sum"))
         return found
 
     def _items(self, inputs: Any) -> int:
@@ -349,7 +352,8 @@ class Trainer(transformers.Trainer):
         """
         part = self._items(inputs)
         loss: Any = super().compute_loss(model, inputs, *arguments, **options)
-        parts = self.current_gradient_accumulation_steps if model.training else 1
+        # The gradient is the mean over the processes and, of the loss that is returned here, over the parts.
+        parts = self.current_gradient_accumulation_steps * self.args.world_size if model.training else 1
         return loss * (part * parts / self.items) if parts > 1 and self.items else loss
 
     def _trained(self) -> dict[str, torch.Tensor]:
@@ -431,7 +435,7 @@ class RankAllocation(transformers.TrainerCallback):
     ) -> None:
         """Writes the allocator's state into the checkpoint's folder."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if self.tuner is None or not folder.is_dir():
+        if self.tuner is None or not folder.is_dir() or not state.is_world_process_zero:
             return
         stored: dict[str, torch.Tensor] = {}
         for average in self.AVERAGES:

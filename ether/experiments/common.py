@@ -64,7 +64,11 @@ class Skeleton:
 
 
 class Experiment(Protocol[Data]):
-    """The interface of an experiment module's ``EXPERIMENT``."""
+    """The interface of an experiment module's ``EXPERIMENT``.
+
+    Where several processes can share a run, it also has the attribute ``divisible = True``: the Trainer then divides the
+    examples of a batch among them, and each of them evaluates.
+    """
 
     def check(self, spec: RunSpec, results: Path) -> None:
         """Checks the run's model, data and settings without loading model or data.

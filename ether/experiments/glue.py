@@ -100,6 +100,8 @@ class GlueData:
 class Glue:
     """The GLUE experiment."""
 
+    divisible = True  # a batch, among several processes
+
     def _task(self, spec: RunSpec) -> Task:
         if spec.task not in TASKS:
             raise one_of("task", spec.task, TASKS, "glue.tasks")

@@ -71,6 +71,8 @@ class InstructData:
 class Instruct:
     """The instruction-tuning experiment."""
 
+    divisible = True  # a batch, among several processes
+
     def check(self, spec: RunSpec, results: Path) -> None:
         """Checks that model, data, columns, benchmarks and splits exist."""
         settings = spec.settings

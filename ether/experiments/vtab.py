@@ -172,6 +172,8 @@ class VtabData:
 class Vtab:
     """The VTAB experiment."""
 
+    divisible = True  # a batch, among several processes
+
     def _data(self, spec: RunSpec) -> dict[str, Any]:
         """The data settings of the run's task, all keys present."""
         data = spec.settings["data"]

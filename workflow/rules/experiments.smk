@@ -40,7 +40,7 @@ rule experiment:
         digest=lambda wildcards: JOBS[wildcards.experiment][wildcards.job].digest,
     threads: SCALE.settings["threads"]
     resources:
-        gpu=1 if SCALE.settings["device"] == "cuda" else 0,
+        gpu=SCALE.settings["processes"] if SCALE.settings["device"] == "cuda" else 0,
     shell:
         "ETHER_THREADS={threads} OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false"
         " {sys.executable:q} -m ether.notebook {input.notebook} {log.notebook} --parameters "
