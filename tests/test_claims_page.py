@@ -240,6 +240,7 @@ def test_a_grid_without_scores_or_bounded_methods_leaves_claims_untested(tmp_pat
 
 def test_claims_on_figure4_are_judged_over_its_whole_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(config.methods()["oft-n4"]["training"]["subject"]["small"], "learning_rate", 3e-3)
     scale = config.load("small")
     runs = []
     of_method = {"ether": 2.0, "ether-plus": 1.4, "oft-n4": 0.0, "naive-n4": 0.0, "lora-r4": 0.0, "dreambooth": 0.0}

@@ -176,7 +176,7 @@ def test_hyperparameters_are_values_or_ranges() -> None:
     assert "epochs" not in text  # no method has any
     entry = config.exhibits()["figure4"]
     rates = report.Report(entry, made.settings, types.ModuleType("none"), pd.DataFrame(), None, pd.DataFrame()).hyperparameters()
-    assert rates.loc["ETHER", "learning_rate"] == "0.0001 to 0.1"
+    assert rates.loc["ETHER", "learning_rate"] == "0.0001 to 1"
 
 
 def test_cost_is_in_the_order_of_the_table_and_in_megabytes() -> None:

@@ -28,7 +28,10 @@ PACKAGE = ROOT / "ether"
 # fits a module counts.
 ORDER = (
     ("errors", "everything raises them"),
-    ("silence reflection kernels results sources progress machine processes", "tools that know nothing of the paper or the workflow"),
+    (
+        "silence reflection kernels results sources progress machine processes",
+        "tools that know nothing of the paper or the workflow",
+    ),
     ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),
     ("__init__ registry", "the package's public names; the lists of experiments, exhibits and methods"),
     ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),

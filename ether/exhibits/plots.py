@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 
 BAND = 3  # units for which an interval is drawn
+CROWDED = 10  # methods in a panel whose intervals cover one another
 
 
 def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
     """Mean and 95 % interval of `value` against `x` for every method, with the individual runs as faint points.
 
     With fewer than `BAND` units there is no interval: that of two is 3.6 times as wide as that of three, and hides the lines.
+    Neither is there with `CROWDED` or more methods.
 
     Args:
         axes: the axes to plot on.
@@ -37,11 +39,12 @@ def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
         unit: of the interval, task | seed.
     """
     styles = dashes(data["method"].unique())
+    crowded = data["method"].nunique() >= CROWDED
     for stem, of_method in data.dropna(subset=["value", x]).groupby("method", sort=False):
         colour, marker = style(str(stem))
         rows = [(at, *summarise(at_x, unit)[:4]) for at, at_x in of_method.groupby(x)]
         at, mean, low, high, units = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-        low, high = (np.where(units < BAND, np.nan, end) for end in (low, high))
+        low, high = (np.where(crowded | (units < BAND), np.nan, end) for end in (low, high))
         axes.plot(
             at, mean, color=colour, marker=marker, markersize=5, linewidth=1.5, linestyle=styles[stem], label=label(str(stem))
         )
