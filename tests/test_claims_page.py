@@ -229,6 +229,15 @@ def test_distances_have_their_ends_and_their_ratio_at_the_highest_rate() -> None
     assert found["oft-n4", "transformation_distance_over_ether"] == 15
 
 
+def test_a_run_that_diverged_has_no_distance() -> None:
+    diverged = grid("lora-r4", (1, 5, 9, 30), ("finished", "finished", "finished", "diverged"))
+    both = pd.concat([grid("ether", (2, 2, 2, 2)), diverged], ignore_index=True)
+    found = robustness.distances(both, "weight_distance").set_index(["method", "metric"])["value"]
+    assert found["lora-r4", "weight_distance_least"] == 1
+    assert found["lora-r4", "weight_distance_greatest"] == 9
+    assert found["lora-r4", "weight_distance_over_ether"] == 4.5
+
+
 def test_a_grid_without_scores_or_bounded_methods_leaves_claims_untested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scale = config.load("small")

@@ -8,7 +8,7 @@ best_rate        decimal logarithm of the learning rate with the best score
 <metric>_kept_x10, _kept_x0.1    the same, divided by the value at the rate in the method's file
 <distance>_least, _greatest      smallest and largest distance over the grid
 
-A run that diverged counts as 0. A method whose grid does not have a rate has no value there.
+A run that diverged has the score 0 and no distance. A method whose grid does not have a rate has no value there.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ def scores(values: pd.DataFrame, configured: Mapping[str, float], metric: str) -
 
 def distances(values: pd.DataFrame, distance: str) -> pd.DataFrame:
     """The evidence on a distance: its least and greatest value over the grid, and that at the highest rate relative to those of
-    ETHER and ETHER+. Arguments as for `scores`."""
+    ETHER and ETHER+. Arguments as for `scores`. A run that diverged has no distance, so the highest rate is that of a run that
+    finished."""
     rows, highest = [], {}
-    for keys, found in _groups(values):
+    for keys, found in _groups(values[values["status"] == "finished"]):
         if found.empty:
             continue
         rows.append({**keys, "metric": f"{distance}_least", "value": found.min()})

@@ -177,11 +177,13 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
     Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
-    rate. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`; the same with the suffix
-    `_equal_rates` are of the grid's runs at `equal_rate`, and with the prefix `control_` of controllable generation.
+    rate with a run that finished. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`;
+    the same with the suffix `_equal_rates` are of the grid's runs at `equal_rate`, and with the prefix `control_` of
+    controllable generation.
     """
     if exhibit == "figure4":
         values = common.last_values(scale, "subject_rates", "geometry", PANELS)
+        values = values[values["status"] == "finished"]
         highest = values.groupby("method")["learning_rate"].transform("max")
         return common.evidence_of(values[values["learning_rate"] == highest])
     if exhibit == "figure7":
