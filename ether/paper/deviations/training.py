@@ -143,15 +143,10 @@ def halves() -> Point:
     )
 
 
-REHEARSAL = "paper-dry"  # reads stand-ins from a mirror and nothing from the hub
-
-
 def unpinned() -> Point:
     """Models and data without a fixed revision."""
     rows: dict[tuple[str, str], set[str]] = {}
     for name in config.scale_names():
-        if name == REHEARSAL:
-            continue
         scale = config.load(name)
         for experiment in scale.experiments():
             for path, revision in _revisions(scale.experiment(experiment)):
