@@ -40,6 +40,7 @@ from ether.progress import RunProgress
 from ether.training import OutOfMemoryInTraining
 
 STAMP = "made-by.txt"  # in a job's working folder
+ORDER, ERROR = "order.json", "error.txt"  # between the processes of a run
 
 
 def threads() -> int:
@@ -102,6 +103,7 @@ def _attempt(spec: RunSpec, scale_results: Path, folder: Path, device: str) -> _
             )
             tried.facts |= {"trainable_parameters": methods.trainable(model), "total_parameters": methods.total(model)}
             fitted = benchmark.fit(loaded, model, spec, folder, device)
+            # Again, because training may change them (AdaLoRA); those above are of a run that does not finish.
             tried.facts |= {"trainable_parameters": methods.trainable(model), "total_parameters": methods.total(model)}
             tried.status, tried.reason, tried.steps = fitted.status, fitted.reason, fitted.steps
             tried.seconds, tried.measurements = fitted.train_seconds, fitted.measurements
@@ -220,9 +222,6 @@ def _attempt_in_processes(spec: RunSpec, scale_results: Path, folder: Path, devi
     if not answers:
         raise processes.stopped(f"{spec.label} on {spec.task}", spec.processes, exchange / "log.txt")
     return answers[0]
-
-
-ORDER, ERROR = "order.json", "error.txt"
 
 
 def main(arguments: Sequence[str]) -> int:
