@@ -4,6 +4,10 @@ Copied are metrics and runs, tables, figures, judged claims, executed notebooks,
 drawing the figures once more and recording the files they open). Experiments and exhibits that have not been run or made here
 keep what was published before. ``manifest.json`` describes the published runs: commits, versions, machines, dates.
 
+Further seeds, methods or rates are published in two steps. ``--add`` joins the runs made here to the published ones. Then the
+tables and figures of all of them are made with ``--config replay=results/published/small`` and copied with ``--replay`` (the
+target ``publish`` with the same ``--config``).
+
 Nothing is copied if runs are from a tree with changes that were not committed (unless ``--allow-dirty`` is given), if a table or
 figure is older than the metrics it shows, or if an executed notebook contains an error.
 """
@@ -62,13 +66,12 @@ def opened() -> Iterator[set[Path]]:
 
 
 def images(scale: Scale, figures: Sequence[ExhibitEntry]) -> list[Path]:
-    """The files under ``samples`` that figures open while they are drawn, relative to the folder of the scale's results."""
+    """The files under ``samples`` that figures open while they are drawn, relative to the folder that ``samples`` is in."""
     with opened() as files:
         for entry in figures:
             getattr(importlib.import_module(f"ether.exhibits.{entry.module}"), entry.id)(scale)
-    root = Path(os.path.abspath(scale.results))  # noqa: PTH100
     samples = Path(os.path.abspath(scale.samples_folder))  # noqa: PTH100
-    return sorted(file.relative_to(root) for file in files if file.is_relative_to(samples))
+    return sorted(file.relative_to(samples.parent) for file in files if file.is_relative_to(samples))
 
 
 # --- what is published -----------------------------------------------------------------------------------------
@@ -81,8 +84,13 @@ class Plan:
     scale: Scale
     experiments: list[str]  # those with collected metrics
     exhibits: list[ExhibitEntry]  # those with all their files
-    files: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # see `source`
     replaced: list[Path] = field(default_factory=list)  # folders in which files that are not copied are outdated
+
+    def source(self, file: Path) -> Path:
+        """Where a file is: metrics and images may be in the replay folder."""
+        replayed = self.scale.replay if file.parts[0] in ("metrics", "samples") else None
+        return (replayed or self.scale.results) / file
 
 
 def metrics_files(experiment: str) -> list[Path]:
@@ -96,8 +104,8 @@ def plan(scale: Scale) -> Plan:
     Raises:
         MissingResourceError: nothing.
     """
-    folder = scale.results
-    experiments = [name for name in config.experiments() if all((folder / file).is_file() for file in metrics_files(name))]
+    folder, measured = scale.results, scale.metrics_folder.parent
+    experiments = [name for name in config.experiments() if all((measured / file).is_file() for file in metrics_files(name))]
     exhibits = [entry for entry in config.exhibits().values() if all(file.is_file() for file in entry.files(folder))]
     if not experiments and not exhibits:
         raise MissingResourceError(
@@ -107,8 +115,9 @@ def plan(scale: Scale) -> Plan:
     found = Plan(scale, experiments, exhibits)
     for name in experiments:
         found.files += metrics_files(name)
-        found.files += _notebooks(folder, f"runs/{name}/*.ipynb")
-        found.replaced.append(Path("notebooks", "runs", name))
+        if scale.replay is None:  # else they are not from here
+            found.files += _notebooks(folder, f"runs/{name}/*.ipynb")
+            found.replaced.append(Path("notebooks", "runs", name))
     for entry in exhibits:
         found.files += [file.relative_to(folder) for file in entry.files(folder)]
         found.files += _notebooks(folder, f"{entry.id}.ipynb")
@@ -154,7 +163,7 @@ def _outdated(found: Plan) -> Iterator[str]:
         made = min(file.stat().st_mtime for file in entry.files(found.scale.results))
         for name in entry.experiments:
             if name in found.experiments:
-                measured = max((found.scale.results / file).stat().st_mtime for file in metrics_files(name))
+                measured = max(found.source(file).stat().st_mtime for file in metrics_files(name))
                 if measured > made:
                     yield f"{entry.id} is older than the metrics of {name}"
 
@@ -165,6 +174,17 @@ def failed(notebook: Path) -> bool:
     return any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
 
 
+def _dirty(found: Plan, allowed: bool) -> list[str]:
+    dirty = [line for name in found.experiments if (line := uncommitted(found.scale.metrics_folder.parent, name))]
+    if allowed or not dirty:
+        return []
+    return [
+        "These runs were made with code that is not in a commit (their commit ends with `+` or is not known), so nobody could "
+        f"make them again: {'; '.join(dirty)}. Commit, delete them under {found.scale.results}/runs and run the workflow again; "
+        f"or publish them as they are with `python -m ether.publish {found.scale.name} --allow-dirty`."
+    ]
+
+
 def check(found: Plan, allow_dirty: bool = False) -> None:
     """Checks that the files of a plan belong together and can be made again.
 
@@ -172,14 +192,7 @@ def check(found: Plan, allow_dirty: bool = False) -> None:
         ConfigurationError: runs of a tree with changes, an exhibit older than its metrics, or a notebook with an error. All are
             named together.
     """
-    folder, errors = found.scale.results, []
-    dirty = [line for name in found.experiments if (line := uncommitted(folder, name))]
-    if dirty and not allow_dirty:
-        errors.append(
-            "These runs were made with code that is not in a commit (their commit ends with `+` or is not known), so nobody "
-            f"could make them again: {'; '.join(dirty)}. Commit, delete them under {folder}/runs and run the workflow again; or "
-            f"publish them as they are with `python -m ether.publish {found.scale.name} --allow-dirty`."
-        )
+    folder, errors = found.scale.results, _dirty(found, allow_dirty)
     if outdated := list(_outdated(found)):
         errors.append(f"{'; '.join(outdated)}: run `snakemake --cores 1 all --config scale={found.scale.name}` first.")
     if broken := [str(file) for file in found.files if file.suffix == ".ipynb" and failed(folder / file)]:
@@ -230,12 +243,13 @@ def manifest(folder: Path, scale_name: str) -> dict[str, Any]:
     return {"scale": scale_name, "experiments": experiments}
 
 
-def publish(scale_name: str, allow_dirty: bool = False) -> Plan:
+def publish(scale_name: str, allow_dirty: bool = False, replay: str | None = None) -> Plan:
     """Copies what a scale has to ``results/published/<scale>``, and writes its manifest and the page of its claims.
 
     Args:
         scale_name: a file of ``workflow/scales``.
         allow_dirty: also runs of a tree with changes that were not committed.
+        replay: the folder of metrics and images that the tables and figures were made from, as with ``--config replay=FOLDER``.
 
     Returns:
         What was copied.
@@ -244,20 +258,63 @@ def publish(scale_name: str, allow_dirty: bool = False) -> Plan:
         ConfigurationError: unknown scale, or something that must not be published (see `check`).
         MissingResourceError: there is nothing to publish.
     """
-    scale = config.load(scale_name)
+    scale = config.load(scale_name, {"replay": replay} if replay else {})
     found = plan(scale)
     check(found, allow_dirty)
     _with_images(found)
     destination = PUBLISHED / scale.name
     for file in found.files:
-        _copy(scale.results / file, destination / file)
+        _copy(found.source(file), destination / file)
     for folder in found.replaced:
         _remove_others(destination / folder, {destination / file for file in found.files})
     with contextlib.suppress(MissingResourceError):  # no exhibit with claims is published
         verdicts.Collected(scale.name, verdicts.collect(destination, scale.name)).write(destination)
     _claims_notebook(found, destination)
-    text = json.dumps(manifest(destination, scale.name), indent=2, ensure_ascii=False)
+    _write_manifest(destination, scale.name)
+    return found
+
+
+def _write_manifest(destination: Path, scale_name: str) -> None:
+    text = json.dumps(manifest(destination, scale_name), indent=2, ensure_ascii=False)
     results.write_text(f"{text}\n", destination / "manifest.json")
+
+
+def add(scale_name: str, allow_dirty: bool = False) -> Plan:
+    """Joins the runs made here, with all their images, to those in ``results/published/<scale>``.
+
+    A run that is published already is replaced. Tables, figures and notebooks stay as they were published.
+
+    Args:
+        scale_name: a file of ``workflow/scales``.
+        allow_dirty: also runs of a tree with changes that were not committed.
+
+    Returns:
+        What was joined or copied.
+
+    Raises:
+        ConfigurationError: unknown scale, or runs of a tree with changes.
+        MissingResourceError: there is nothing to publish.
+    """
+    scale = config.load(scale_name)
+    made = plan(scale)
+    if errors := _dirty(made, allow_dirty):
+        raise combined([ConfigurationError(error) for error in errors])
+    found = Plan(scale, made.experiments, [])
+    destination = PUBLISHED / scale.name
+    for name in found.experiments:
+        ids = set(pd.read_parquet(scale.results / metrics_files(name)[1])["run_id"])
+        for file, columns in zip(metrics_files(name), (results.METRIC_COLUMNS, results.RUN_COLUMNS), strict=True):
+            rows = results.read_parquet(scale.results / file, columns)
+            if (destination / file).is_file():
+                before = results.read_parquet(destination / file, columns)
+                rows = pd.concat([before[~before["run_id"].isin(ids)], rows], ignore_index=True)
+            results.write_parquet(rows, destination / file)
+            found.files.append(file)
+        samples = (file for folder in (scale.results / "samples" / name).glob("*/*") for file in folder.rglob("*"))
+        for file in sorted(file.relative_to(scale.results) for file in samples if file.is_file()):
+            _copy(scale.results / file, destination / file)
+            found.files.append(file)
+    _write_manifest(destination, scale.name)
     return found
 
 
@@ -280,16 +337,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ether.publish", description="Copies results to results/published.")
     parser.add_argument("scale", help="a file of workflow/scales")
     parser.add_argument("--allow-dirty", action="store_true", help="also runs whose code is not in a commit")
+    step = parser.add_mutually_exclusive_group()
+    step.add_argument("--add", action="store_true", help="join the runs made here to the published ones, and nothing else")
+    step.add_argument("--replay", metavar="FOLDER", help="the tables and figures were made with --config replay=FOLDER")
     options = parser.parse_args(arguments)
     try:
-        found = publish(options.scale, options.allow_dirty)
+        if options.add:
+            found = add(options.scale, options.allow_dirty)
+        else:
+            found = publish(options.scale, options.allow_dirty, options.replay)
     except EtherError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1
-    size = sum((found.scale.results / file).stat().st_size for file in found.files) / 2**20
+    size = sum(found.source(file).stat().st_size for file in found.files) / 2**20
     print(f"{len(found.files)} files, {size:.1f} MiB, are in {PUBLISHED / found.scale.name}.")
     print(f"  experiments: {', '.join(found.experiments) or 'none'}")
     print(f"  exhibits:    {', '.join(entry.id for entry in found.exhibits) or 'none'}")
+    if options.add:
+        setting = f"--config scale={options.scale} replay={PUBLISHED / options.scale}"
+        print(f"Then make their tables and figures: snakemake --cores 1 all {setting} && snakemake --cores 1 publish {setting}")
     return 0
 
 

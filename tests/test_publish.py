@@ -191,3 +191,45 @@ def test_figures_of_experiments_that_were_not_run_here_are_not_drawn() -> None:
     assert found.experiments == ["subject"] and {entry.id for entry in found.exhibits} == {"table11", "figure9"}
     publish._with_images(found)
     assert not any("subject_factors" in str(file) for file in found.files) and "figure8" in entries
+
+
+def test_further_seeds_are_joined_and_then_published_from_the_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    publish.publish("small")
+    first = pd.read_parquet(PUBLISHED / "metrics/subject.parquet")
+    tables = (PUBLISHED / "tables/table11.md").read_bytes()
+    again = [dataclasses.replace(run, seed=1) for run in runs()] + [
+        dataclasses.replace(run, values={("validation", "dino"): 0.25}) for run in runs()[-1:]
+    ]
+    store(SMALL, "subject", again)
+    for run in again:
+        save_images(SMALL / "samples/subject" / run.method / run.run_id, PROMPTS)
+    capsys.readouterr()
+    assert publish.main(["small", "--add"]) == 0
+    assert f"all --config scale=small replay={PUBLISHED}" in capsys.readouterr().out
+    joined = pd.read_parquet(PUBLISHED / "metrics/subject.parquet")
+    seeds = pd.read_parquet(PUBLISHED / "metrics/subject.runs.parquet")["seed"]
+    assert seeds.value_counts().to_dict() == {0: 9, 1: 9}
+    replaced = joined[joined["run_id"].eq(runs()[-1].run_id) & joined["metric"].eq("dino")]
+    assert replaced["value"].tolist() == [0.25]
+    kept = first[first["run_id"] != runs()[-1].run_id]
+    assert joined.merge(kept, how="inner").equals(kept.reset_index(drop=True))  # the others, to the bit
+    assert (PUBLISHED / "tables/table11.md").read_bytes() == tables
+    assert json.loads((PUBLISHED / "manifest.json").read_text())["experiments"]["subject"]["seeds"] == [0, 1]
+
+    (SMALL / "metrics").rename(SMALL / "elsewhere")
+    report.make("table11", "small", {"replay": str(PUBLISHED)})
+    report.make("figure9", "small", {"replay": str(PUBLISHED)})
+    notebooks = {name for name in published() if name.startswith("notebooks/runs")}
+    assert publish.main(["small", "--replay", str(PUBLISHED)]) == 0
+    assert (PUBLISHED / "tables/table11.md").read_bytes() == (SMALL / "tables/table11.md").read_bytes() != tables
+    assert pd.read_parquet(PUBLISHED / "metrics/subject.parquet").equals(joined)
+    assert notebooks <= published()
+    images = [name for name in published() if name.startswith("samples/") and name.endswith(".png")]
+    assert len(images) == 2 * 9  # only those that the figure opens are left
+
+
+def test_a_dirty_tree_is_not_joined_either() -> None:
+    make([dataclasses.replace(run, columns=run.columns | {"git_commit": f"{COMMIT}+"}) for run in runs()])
+    with pytest.raises(ConfigurationError, match="9 of 9 runs"):
+        publish.add("small")
+    assert not PUBLISHED.exists()

@@ -73,5 +73,7 @@ rule report:
 rule publish:
     # Copies what has been made to results/published/<scale>; makes nothing. Further options: python -m ether.publish --help
     localrule: True
+    params:
+        replay=["--replay", str(SCALE.replay)] if SCALE.replay else [],
     shell:
-        "{sys.executable} -m ether.publish {SCALE_NAME}"
+        "{sys.executable:q} -m ether.publish {SCALE_NAME} {params.replay:q}"
