@@ -26,9 +26,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import clusters
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
 ETC, FILES = Path("/etc/slurm"), ("slurm.conf", "gres.conf")
 CONFIGURATION = """
@@ -118,16 +118,6 @@ class Cluster:
         return dict(line.strip().split("|", 1) for line in lines if "|" in line)
 
 
-def copy(folder: Path) -> Path:
-    """The project's tracked files."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
 def workflow(folder: Path) -> subprocess.Popen[bytes]:
     """Table 4 at smoke scale through the profile, started."""
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "table4", "--config", "scale=smoke"]
@@ -137,12 +127,6 @@ def workflow(folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(folder)}
     with (folder / "workflow.log").open("wb") as output:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-
-
-def numbers(folder: Path) -> pd.DataFrame:
-    """The measured values of the runs."""
-    found = pd.read_parquet(folder / "results/smoke/metrics/glue.parquet")
-    return found.sort_values(["run_id", "step", "split", "metric"], ignore_index=True)
 
 
 def main() -> int:
@@ -160,27 +144,15 @@ def main() -> int:
     try:
         (base / "slurm").mkdir()
         with Cluster(base / "slurm") as cluster:
-            quiet, disturbed = (copy(base / name) for name in ("quiet", "disturbed"))
-            started = time.time()
-            status = workflow(quiet).wait()
-            print(f"undisturbed: status {status}, {time.time() - started:.0f} s", flush=True)
-            process, cancelled = workflow(disturbed), ""
-            while process.poll() is None:
-                time.sleep(0.5)
-                training = {n: c for n, c in cluster.running().items() if "experiment" in c}
-                if training and not cancelled and list((disturbed / "results/smoke/work").rglob("runs.parquet")):
-                    cancelled = next(iter(training))
-                    done = len(list((disturbed / "results/smoke/work").rglob("runs.parquet")))
-                    cluster.run("scancel", "--signal=KILL", cancelled)
-                    print(f"cancelled job {cancelled} ({training[cancelled]}) after {done} runs", flush=True)
-            print(f"disturbed: status {process.returncode}", flush=True)
-        if status or process.returncode or not cancelled:
-            log = disturbed if not status else quiet
-            print((log / "workflow.log").read_text()[-3000:])
-            return 1
-        same = numbers(quiet).equals(numbers(disturbed))
-        print(f"{len(numbers(quiet))} values, {'the same' if same else 'NOT the same'} in both workflows")
-        return int(not same)
+
+            def lose() -> str:
+                training = {number: comment for number, comment in cluster.running().items() if "experiment" in comment}
+                for number, comment in training.items():
+                    cluster.run("scancel", "--signal=KILL", number)
+                    return f"job {number} ({comment})"
+                return ""
+
+            return clusters.compare(clusters.copy(base / "quiet"), clusters.copy(base / "disturbed"), workflow, lose)
     finally:
         if options.keep:
             print(f"kept: {base}")
