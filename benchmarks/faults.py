@@ -110,7 +110,7 @@ class Ended:
     def message(self) -> str:
         """The paragraph that says what is wrong."""
         lines = [line.strip() for line in self.output.splitlines()]
-        explained = r"damaged|No space left|cannot be written|was killed|stopped before|is not the file"
+        explained = r"damaged|No space left|cannot be written|was killed|stopped before|stopped while|is not the file"
         for wanted in (explained, "failed|Error"):
             if found := [line for line in lines if re.search(wanted, line)]:
                 return found[0][:400]

@@ -85,6 +85,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: the notebook does not define a parameter.
         NotebookError: a cell failed, or the kernel stopped. The executed part is written to ``output``.
+        HardwareError: the disk of ``output`` is full or read-only.
     """
     with hidden(*UNUSED):
         import papermill
@@ -95,12 +96,12 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     for name in parameters:
         if name not in known:
             raise one_of("parameter", name, known, str(source))
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".partial.{output.name}")
     # Progress bars are not displayed in an executed notebook, so a missing widget library is no reason for a warning.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
     os.environ["TQDM_DISABLE"] = "1"  # inherited by the kernel: no progress bars in the executed notebook
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
             str(source),
             str(partial),
@@ -122,13 +123,28 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
         raise NotebookError(f"{source} failed: {detail}\nThe executed notebook is kept at {output}.") from None
     except DeadKernelError:
         raise NotebookError(
-            f"The kernel of {source} stopped before the notebook was finished. The most frequent cause is lack of memory: the "
-            "operating system then stops the process. Run fewer jobs in parallel (--cores). The executed part is kept at "
-            f"{output}."
+            _stopped(source, "before the notebook was finished", f" The executed part is kept at {output}.")
         ) from None
+    except RuntimeError as error:
+        # jupyter_client has no class of its own for a kernel that dies, or does not answer, while it starts.
+        if not re.match(r"Kernel (died before replying|didn't respond)", str(error)):
+            raise
+        raise NotebookError(_stopped(source, f"while it was starting ({error})", "")) from None
+    except OSError as error:  # of papermill, which saves the notebook after each cell
+        from ether.results import writing  # pandas, which is not needed otherwise
+
+        with writing(output):
+            raise error from None
     finally:
         if partial.exists():
             partial.replace(output)
+
+
+def _stopped(source: Path, when: str, kept: str) -> str:
+    return (
+        f"The kernel of {source} stopped {when}. The most frequent cause is lack of memory: the operating system then stops the "
+        f"process. Run fewer jobs in parallel (--cores).{kept}"
+    )
 
 
 def _is_ours(name: str) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -329,8 +330,6 @@ def test_rates_are_chosen_on_validation_splits_only(mirror: Path, tmp_path: Path
 
 
 def test_what_is_missing_is_reported_before_anything_is_loaded(mirror: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = shutil.copytree(mirror, tmp_path / "mirror")
     spec = paper(broken, methods="lora")[0]
     file = broken / "datasets/allenai/ai2_arc/ARC-Challenge/test.parquet"
@@ -340,6 +339,40 @@ def test_what_is_missing_is_reported_before_anything_is_loaded(mirror: Path, tmp
     shutil.rmtree(broken / "models")
     with pytest.raises(MissingResourceError, match=r"models/meta-llama/Llama-2-7b-hf"):
         check.check_run(spec, tmp_path)
+
+
+def test_questions_without_an_answer_are_reported_before_training(mirror: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(mirror, tmp_path / "mirror")
+    spec = paper(broken, methods="lora")[0]
+    check.check_run(spec, tmp_path)
+    file = broken / "datasets/allenai/ai2_arc/ARC-Challenge/test.parquet"
+    rows = pd.read_parquet(file)
+    rows.at[1, "choices"] = {"text": [], "label": []}  # as where a table was read without its numbered choices
+    rows.at[2, "answerKey"] = "E"
+    rows.to_parquet(file)
+    with pytest.raises(MissingResourceError, match=r"2 of \d+ questions in .*test.parquet have no choices.*\(rows 1, 2, counted"):
+        check.check_run(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "good", "bad"),
+    [
+        ("mmlu", {"choices": ["a", "b"], "answer": 1}, [{"answer": 2}, {"answer": -1}, {"answer": None}, {"choices": None}]),
+        (
+            "truthfulqa_mc2",
+            {"mc2_targets": {"choices": ["a"], "labels": [1]}},
+            [{"mc2_targets": {"choices": ["a"], "labels": [0]}}],
+        ),
+        (
+            "arc_challenge",
+            {"choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+            [{"answerKey": "B"}, {"choices": {"text": ["a"], "label": ["1", "2"]}}, {"choices": None}],
+        ),
+    ],
+)
+def test_what_an_answer_is(benchmark: str, good: dict[str, object], bad: list[dict[str, object]]) -> None:
+    assert language._has_answer(benchmark, good)
+    assert not any(language._has_answer(benchmark, good | change) for change in bad)
 
 
 # --- settings ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,30 @@ def test_a_kernel_that_is_killed_is_an_error_of_one_paragraph(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "lack of memory" in message and "out.ipynb" in message and "Traceback" not in message
     assert "before" in str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-2].outputs)
+
+
+def test_a_kernel_that_dies_while_it_starts_is_an_error_of_one_paragraph(tmp_path, capsys, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'ipykernel_launcher' in sys.orig_argv: os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    source = _write(tmp_path / "n.ipynb", "print('never')")
+    assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 1
+    message = capsys.readouterr().err
+    assert "stopped while it was starting" in message and "lack of memory" in message and "Traceback" not in message
+
+
+def test_a_full_disk_is_an_error_of_one_paragraph(tmp_path, capsys):
+    """The limit to the size of files stops papermill where it saves the executed notebook, and no other file is written."""
+    source = _write(tmp_path / "n.ipynb", "print('x' * 100_000)")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        assert notebook.main([str(source), str(tmp_path / "out.ipynb")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = capsys.readouterr().err
+    assert "No space left on the disk" in message and "out.ipynb" in message and "Traceback" not in message
 
 
 def test_only_the_lines_of_runs_are_passed_on(tmp_path, capsys):

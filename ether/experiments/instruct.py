@@ -74,7 +74,7 @@ class Instruct:
     divisible = True  # a batch, among several processes
 
     def check(self, spec: RunSpec, results: Path) -> None:
-        """Checks that model, data, columns, benchmarks and splits exist."""
+        """Checks that model, data, columns, benchmarks and splits exist, and that every question has an answer."""
         settings = spec.settings
         hub.model_source(settings["model"], spec.resources, results)
         data = hub.data_source(settings["data"], spec.resources, results)
@@ -95,10 +95,9 @@ class Instruct:
         if evaluation["suite"] == "facts":
             return
         for name, source in _benchmarks(spec, results).items():
-            split, benchmark = language.split_of(name, evaluation["split"]), language.BENCHMARKS[name]
+            split = language.split_of(name, evaluation["split"])
             if source.folder is not None:
-                setting = f"instruct.evaluation.benchmarks.{name}.path"
-                hub.check_columns(source, benchmark["config"], split, benchmark["columns"], setting)
+                language.check_questions(name, source, split, f"instruct.evaluation.benchmarks.{name}.path")
 
     def skeleton(self, spec: RunSpec, results: Path) -> Skeleton:
         """The causal language model."""

@@ -76,6 +76,45 @@ def split_of(benchmark: str, which: str) -> str:
     return splits[which]
 
 
+def check_questions(benchmark: str, source: hub.Source, split: str, setting: str) -> None:
+    """Checks that every question of a folder's file has choices, and an answer among them.
+
+    The harness would stop at such a question, after the training.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        source: its data set, in a folder.
+        split: the data set's split.
+        setting: named in the error message.
+
+    Raises:
+        MissingResourceError: no such file, a missing column, or questions that cannot be scored.
+    """
+    entry = BENCHMARKS[benchmark]
+    hub.check_columns(source, entry["config"], split, entry["columns"], setting)
+    rows = hub.load_split(source, entry["config"], split, entry["columns"], setting)
+    bad = [number for number, row in enumerate(rows) if not _has_answer(benchmark, row)]
+    if bad:
+        file, more = hub.split_file(source, entry["config"], split), " ..." if len(bad) > 5 else ""
+        raise MissingResourceError(
+            f"{len(bad)} of {len(rows)} questions in {file} have no choices, or an answer that is not among them (rows "
+            f"{', '.join(map(str, bad[:5]))}{more}, counted from 0). Remove or mend these rows: the benchmark cannot be "
+            "scored with them."
+        )
+
+
+def _has_answer(benchmark: str, row: Mapping[str, Any]) -> bool:
+    if benchmark == "mmlu":
+        return isinstance(row["answer"], int) and 0 <= row["answer"] < len(row["choices"] or ())
+    if benchmark == "arc_challenge":
+        choices = row["choices"] or {}
+        labels, texts = list(choices.get("label") or ()), list(choices.get("text") or ())
+        return len(labels) == len(texts) and row["answerKey"] in labels
+    targets = row[f"{benchmark.removeprefix('truthfulqa_')}_targets"] or {}
+    labels, texts = list(targets.get("labels") or ()), list(targets.get("choices") or ())
+    return len(labels) == len(texts) and 1 in labels
+
+
 def write_tasks(sources: Mapping[str, hub.Source], which: str, folder: Path) -> list[str]:
     """Writes task files for the harness with its shipped prompts and the given data, one file for each task.
 
