@@ -134,7 +134,8 @@ class Project:
         self.results = folder / RESULTS
 
     def clear(self) -> None:
-        """Back to the state of a fresh clone."""
+        """Back to the state of a fresh clone: without files, and without jobs that go on after the loss of their workflow."""
+        kill([process for process in psutil.process_iter() if _works_in(process, self.folder)])
         for path in (self.folder / "results", self.folder / ".snakemake"):
             if path.is_mount():  # a tmpfs of a trial: its contents only
                 for inner in path.iterdir():
@@ -178,6 +179,13 @@ class Project:
     def numbers(self) -> list[pd.DataFrame]:
         """The numbers that are compared."""
         return [pd.read_parquet(self.results / name) for name in COMPARED]
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(folder)
+    except (psutil.Error, OSError):
+        return False
 
 
 def everything(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -223,6 +223,9 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
 
     assert "Nothing to be done" in snakemake(folder, "table4", "--config", "scale=tiny")
 
+    (folder / "results/tiny/metrics/glue.parquet").unlink()
+    assert ran(snakemake(folder, "table4", "--config", "scale=tiny")) == ["collect", "table", "table4"]
+
     (folder / "results/tiny/runs/glue/lora/metrics.parquet").unlink()
     assert [r for r in ran(snakemake(folder, "table4", "--config", "scale=tiny")) if "experiment" in r] == ["experiment:lora"]
     again = pd.read_parquet(folder / "results/tiny/metrics/glue.parquet")

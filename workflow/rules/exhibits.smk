@@ -73,10 +73,12 @@ use rule table as figure with:
 
 
 def targets(exhibit):
-    """The inputs of a target: its files and all runs they depend on. Without the runs as inputs, Snakemake would not recreate
-    a deleted run as long as the table is newer than the remaining files."""
+    """The inputs of a target: its files, and all metrics and runs they depend on. Without these as inputs, Snakemake would not
+    recreate a deleted one as long as the table is newer than the remaining files."""
     files = [str(file) for file in exhibit.files(SCALE.results)]
-    return files + [file for name in exhibit.experiments if SCALE.replay is None for file in run_files(name)]
+    for name in exhibit.experiments if SCALE.replay is None else ():
+        files += [*metrics_of(name, SCALE.metrics_folder), *run_files(name)]
+    return files
 
 
 for exhibit in EXHIBITS.values():
