@@ -5,6 +5,7 @@ message that says what to do; what it says is then done (the named file is delet
 
     python benchmarks/faults.py --output faults.parquet                      # 50 kills and two of each other fault
     python benchmarks/faults.py --kills 4 --others 1 --kinds step checkpoint # a few
+    python benchmarks/faults.py --show benchmarks/results/faults.parquet     # the table of stored trials
 
 Works in a copy of the project, in a temporary folder. A full and a read-only disk are a small tmpfs, which needs the right to
 mount one; without it a full disk is simulated by a limit to the size of files, and the read-only disk is left out. Linux only.
@@ -506,7 +507,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and places")
     parser.add_argument("--output", type=Path, default=Path("faults.parquet"), help="one row a trial")
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print the table of the trials in a file")
     options = parser.parse_args()
+    if options.show:
+        print(summary(pd.read_parquet(options.show)))
+        return 0
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     rows = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that disks are unmounted
     with (
@@ -520,7 +526,7 @@ def main() -> int:
         trials = Trials(project, reference, options.seed)
         for number, kind in enumerate(planned(options.kinds, options.kills, options.others), 1):
             trial = trials.make(number, kind)
-            rows.append({**asdict(trial), "outcome": trial.outcome})
+            rows.append({**asdict(trial), "outcome": trial.outcome, "commit": commit})
             print(f"{number} {kind} ({trial.what}): {trial.outcome}. {trial.message}", flush=True)
             pd.DataFrame(rows).to_parquet(options.output, index=False)  # each time: a stopped script loses nothing
     found = pd.DataFrame(rows)

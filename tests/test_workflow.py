@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -262,6 +263,22 @@ def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
     for name in ("metrics/glue.parquet", "tables/table4.parquet"):
         first, second = (pd.read_parquet(folder / "results/tiny" / name) for folder in (whole, cut))
         pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_a_workflow_killed_in_its_check_goes_on_to_the_end(tmp_path):
+    """Snakemake's mark of an unfinished job beside a file that is there: the check is made again, and then everything else."""
+    folder = project(tmp_path / "clone")
+    checked = "results/tiny/checked/glue.json"
+    for line in snakemake(folder, "--dry-run", checked, "--config", "scale=tiny").splitlines():
+        if line.strip().startswith("output:"):  # of the data, and of the check
+            for name in line.split("output: ")[1].split(", "):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+    mark = folder / ".snakemake/incomplete" / base64.b64encode(checked.encode()).decode()
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    said = ran(snakemake(folder, "--dry-run", "table4", "--config", "scale=tiny"))
+    assert "check" in said and "experiment:lora" in said and "table" in said
 
 
 @pytest.mark.dag(minutes=2)

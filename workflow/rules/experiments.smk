@@ -8,8 +8,9 @@ def code_files(experiment):
 
 rule check:
     # Checks parameters, block counts, files, columns, GPU and disk space once, before the first job trains. Every job also checks
-    # its own runs before it trains. (This rule has no `params` and only `ancient` inputs: if an `ancient` input of an outdated
-    # job, as this check is, is to be made again, Snakemake 9 does not run that job.)
+    # its own runs before it trains. (It has no `params` and only `ancient` inputs, so that it is not made again. For the jobs it
+    # is not `ancient`: if an interrupted check is made again, Snakemake 9 does not run a job for which it is, and ends with
+    # success without the results.)
     input:
         world=lambda wildcards: ancient(world_files(wildcards.experiment)),
         foundation=lambda wildcards: ancient(foundation_files(wildcards.experiment)),
@@ -28,7 +29,7 @@ rule experiment:
         notebook=lambda wildcards: ancient(EXPERIMENTS[wildcards.experiment].notebook),
         world=lambda wildcards: world_files(wildcards.experiment),
         foundation=lambda wildcards: foundation_files(wildcards.experiment),
-        checked=ancient(RESULTS + "/checked/{experiment}.json"),
+        checked=RESULTS + "/checked/{experiment}.json",
     output:
         RESULTS + "/runs/{experiment}/{job}/metrics.parquet",
         RESULTS + "/runs/{experiment}/{job}/runs.parquet",
