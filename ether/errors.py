@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -56,3 +59,34 @@ def one_of(what: str, name: object, known: object, where: str = "") -> Configura
     hint = f" Did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     return ConfigurationError(f"Unknown {what} {name!r}{place}.{hint} Known: {', '.join(names)}.")
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Explains a full or read-only disk while files are written at or below `path`.
+
+    Raises:
+        HardwareError: the disk is full or read-only. Every other error is passed on.
+    """
+    try:
+        yield
+    except EtherError:
+        raise
+    except Exception as error:
+        number, text = getattr(error, "errno", None), str(error)  # safetensors and torch wrap the operating system's error
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
+            raise HardwareError(
+                f"No space left on the disk that holds {path}. Free some space (runs under results/<scale>/work can be deleted "
+                "when their job is done) and start again: finished runs are kept and not repeated."
+            ) from error
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
+            raise read_only(path, getattr(error, "strerror", None) or text) from error
+        raise
+
+
+def read_only(path: str | os.PathLike[str], reason: str) -> HardwareError:
+    """The error of a path that this user cannot write, for a reason in words."""
+    return HardwareError(
+        f"{path} cannot be written: {reason}. Make the folder `results` writable for this user and start again: finished runs "
+        "are kept and not repeated."
+    )

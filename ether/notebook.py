@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ether.errors import ConfigurationError, EtherError, MissingResourceError, json_object, one_of
+from ether.errors import ConfigurationError, EtherError, MissingResourceError, json_object, one_of, writing
 from ether.silence import hidden
 
 KERNEL = "python3"  # installed by ipykernel into the environment of the current interpreter
@@ -131,8 +131,6 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             raise
         raise NotebookError(_stopped(source, f"while it was starting ({error})", "")) from None
     except OSError as error:  # of papermill, which saves the notebook after each cell
-        from ether.results import writing  # pandas, which is not needed otherwise
-
         with writing(output):
             raise error from None
     finally:

@@ -7,7 +7,6 @@ measured value (run_id, step, split, task, metric, value).
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -21,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from ether.errors import EtherError, HardwareError, MissingResourceError
+from ether.errors import EtherError, MissingResourceError, read_only, writing
 
 METRIC_COLUMNS = {
     "run_id": "string",
@@ -68,36 +67,6 @@ RUN_COLUMNS = {
 }
 
 
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Explains a full or read-only disk while files are written at or below `path`.
-
-    Raises:
-        HardwareError: the disk is full or read-only. Every other error is passed on.
-    """
-    try:
-        yield
-    except EtherError:
-        raise
-    except Exception as error:
-        number, text = getattr(error, "errno", None), str(error)  # safetensors and torch wrap the operating system's error
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
-            raise HardwareError(
-                f"No space left on the disk that holds {path}. Free some space (runs under results/<scale>/work can be deleted "
-                "when their job is done) and start again: finished runs are kept and not repeated."
-            ) from error
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
-            raise _read_only(path, getattr(error, "strerror", None) or text) from error
-        raise
-
-
-def _read_only(path: str | os.PathLike[str], reason: str) -> HardwareError:
-    return HardwareError(
-        f"{path} cannot be written: {reason}. Make the folder `results` writable for this user and start again: finished runs "
-        "are kept and not repeated."
-    )
-
-
 def check_writable(folder: Path) -> None:
     """Checks that files can be written to a folder, or that it can be made; makes nothing.
 
@@ -106,7 +75,7 @@ def check_writable(folder: Path) -> None:
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise _read_only(existing, "the disk or the folder is read-only")
+        raise read_only(existing, "the disk or the folder is read-only")
 
 
 @contextlib.contextmanager

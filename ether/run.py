@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from ether import hub, machine, processes, results, sources
 from ether.check import check_runs, device_of
 from ether.config import Job, RunSpec, Scale, experiments, job, jobs, load
-from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError
+from ether.errors import ConfigurationError, EtherError, HardwareError, MissingResourceError, writing
 from ether.experiments.common import SAMPLES, Rows, experiment
 from ether.machine import Limits
 from ether.methods import adapt as methods
@@ -212,7 +212,7 @@ def _attempt_in_processes(spec: RunSpec, scale_results: Path, folder: Path, devi
         "device": device,
         "limits": dataclasses.asdict(limits),
     }
-    with results.writing(exchange):
+    with writing(exchange):
         results.write_text(json.dumps(order), exchange / ORDER)
     processes.launch(spec.processes, "ether.run", [str(exchange)], exchange / "log.txt")
     answers = [_Attempt(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(exchange.glob("answer-*.json"))]
@@ -312,7 +312,7 @@ def _job_lock(folder: Path) -> Iterator[None]:
     The kernel of a killed workflow may still be training. This process then waits and uses the runs finished by that kernel.
     The operating system releases the lock when the process that holds it ends.
     """
-    with results.writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("w")
     with stream:
@@ -397,7 +397,7 @@ def run_job(
             folder = work / spec.run_id
             frames = _finished(folder)
             if frames is None:
-                with results.writing(folder):
+                with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     _discard_damaged_checkpoints(folder / "checkpoints")
                     row, values = run(spec, scale.results, folder)
@@ -443,7 +443,7 @@ def _publish_samples(finished_job: Job, work: Path, out: Path) -> None:
     files are links to those of the working folder where the file system has links, so that they take no space twice.
     """
     shutil.rmtree(out, ignore_errors=True)
-    with results.writing(out):
+    with writing(out):
         for spec in finished_job.runs:
             source, target = work / spec.run_id / SAMPLES, out / spec.run_id
             if source.is_dir():

@@ -69,6 +69,12 @@ def test_the_summary_counts_by_kind(faults):
     assert "1 more trials missed" in text
 
 
+def test_readme_has_the_table_of_the_stored_trials(faults):
+    stored = pd.read_parquet(ROOT / "benchmarks/results/faults.parquet")
+    assert faults.summary(stored) in (ROOT / "README.md").read_text()
+    assert stored["commit"].str.fullmatch("[0-9a-f]{40}").all()
+
+
 def test_the_scale_of_the_trials_is_one(faults, tmp_path, monkeypatch):
     from ether import config, yamlfiles
 

@@ -28,7 +28,7 @@ from torch import nn
 from ether import EtherConfig, config, foundation, hub, results
 from ether import run as runner
 from ether.analysis import runs as collected
-from ether.errors import EtherError, HardwareError, MissingResourceError
+from ether.errors import EtherError, HardwareError, MissingResourceError, writing
 from ether.experiments.glue import EXPERIMENT
 
 WEIGHTS = "model.safetensors"
@@ -335,7 +335,7 @@ def test_a_checkpoint_with_a_damaged_file_is_discarded(damage, tmp_path):
     [OSError(28, "No space left on device"), OSError(27, "File too large"), RuntimeError("wrapped: No space left on device")],
 )
 def test_a_full_disk_is_explained(error, tmp_path):
-    with pytest.raises(HardwareError, match="No space left on the disk .* finished runs are kept"), results.writing(tmp_path):
+    with pytest.raises(HardwareError, match="No space left on the disk .* finished runs are kept"), writing(tmp_path):
         raise error
 
 
