@@ -279,10 +279,20 @@ def _write_manifest(destination: Path, scale_name: str) -> None:
     results.write_text(f"{text}\n", destination / "manifest.json")
 
 
+def _of_scale(scale_name: str, experiment: str, destination: Path) -> set[str]:
+    """The ids of the runs that a scale has, with the seeds that are published in a folder."""
+    file = destination / metrics_files(experiment)[1]
+    if not file.is_file():
+        return set()
+    seeds = sorted(int(seed) for seed in pd.read_parquet(file)["seed"].unique())
+    return {spec.run_id for spec in config.runs(config.load(scale_name, {"seeds": seeds}), experiment)}
+
+
 def add(scale_name: str, allow_dirty: bool = False) -> Plan:
     """Joins the runs made here, with all their images, to those in ``results/published/<scale>``.
 
-    A run that is published already is replaced. Tables, figures and notebooks stay as they were published.
+    A run that is published already is replaced, and one that the scale no longer has is removed, since a table would average
+    over both: the rate of its method has changed, for example. Tables, figures and notebooks stay as they were published.
 
     Args:
         scale_name: a file of ``workflow/scales``.
@@ -302,12 +312,13 @@ def add(scale_name: str, allow_dirty: bool = False) -> Plan:
     found = Plan(scale, made.experiments, [])
     destination = PUBLISHED / scale.name
     for name in found.experiments:
-        ids = set(pd.read_parquet(scale.results / metrics_files(name)[1])["run_id"])
+        made_here = pd.read_parquet(scale.results / metrics_files(name)[1])
+        kept = _of_scale(scale_name, name, destination) - set(made_here["run_id"])
         for file, columns in zip(metrics_files(name), (results.METRIC_COLUMNS, results.RUN_COLUMNS), strict=True):
             rows = results.read_parquet(scale.results / file, columns)
             if (destination / file).is_file():
                 before = results.read_parquet(destination / file, columns)
-                rows = pd.concat([before[~before["run_id"].isin(ids)], rows], ignore_index=True)
+                rows = pd.concat([before[before["run_id"].isin(kept)], rows], ignore_index=True)
             results.write_parquet(rows, destination / file)
             found.files.append(file)
         samples = (file for folder in (scale.results / "samples" / name).glob("*/*") for file in folder.rglob("*"))

@@ -193,8 +193,16 @@ def test_figures_of_experiments_that_were_not_run_here_are_not_drawn() -> None:
     assert not any("subject_factors" in str(file) for file in found.files) and "figure8" in entries
 
 
-def test_further_seeds_are_joined_and_then_published_from_the_replay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_further_seeds_are_joined_and_then_published_from_the_replay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "_of_scale", lambda *_: {run.run_id for run in runs()})  # of made-up runs
+    outdated = dataclasses.replace(runs()[0], rate=0.5)  # as if its method had had another rate
+    store(SMALL, "subject", [*runs(), outdated])
+    for id_ in ("table11", "figure9"):
+        report.make(id_, "small")
     publish.publish("small")
+    assert len(pd.read_parquet(PUBLISHED / "metrics/subject.runs.parquet")) == 10
     first = pd.read_parquet(PUBLISHED / "metrics/subject.parquet")
     tables = (PUBLISHED / "tables/table11.md").read_bytes()
     again = [dataclasses.replace(run, seed=1) for run in runs()] + [
@@ -211,7 +219,7 @@ def test_further_seeds_are_joined_and_then_published_from_the_replay(capsys: pyt
     assert seeds.value_counts().to_dict() == {0: 9, 1: 9}
     replaced = joined[joined["run_id"].eq(runs()[-1].run_id) & joined["metric"].eq("dino")]
     assert replaced["value"].tolist() == [0.25]
-    kept = first[first["run_id"] != runs()[-1].run_id]
+    kept = first[~first["run_id"].isin([runs()[-1].run_id, outdated.run_id])]
     assert joined.merge(kept, how="inner").equals(kept.reset_index(drop=True))  # the others, to the bit
     assert (PUBLISHED / "tables/table11.md").read_bytes() == tables
     assert json.loads((PUBLISHED / "manifest.json").read_text())["experiments"]["subject"]["seeds"] == [0, 1]
