@@ -86,6 +86,7 @@ class Plan:
     exhibits: list[ExhibitEntry]  # those with all their files
     files: list[Path] = field(default_factory=list)  # see `source`
     replaced: list[Path] = field(default_factory=list)  # folders in which files that are not copied are outdated
+    removed: dict[str, int] = field(default_factory=dict)  # experiment: published runs that the scale no longer has
 
     def source(self, file: Path) -> Path:
         """Where a file is: metrics and images may be in the replay folder."""
@@ -313,12 +314,13 @@ def add(scale_name: str, allow_dirty: bool = False) -> Plan:
     destination = PUBLISHED / scale.name
     for name in found.experiments:
         made_here = pd.read_parquet(scale.results / metrics_files(name)[1])
-        kept = _of_scale(scale_name, name, destination) - set(made_here["run_id"])
+        here, of_scale = set(made_here["run_id"]), _of_scale(scale_name, name, destination)
         for file, columns in zip(metrics_files(name), (results.METRIC_COLUMNS, results.RUN_COLUMNS), strict=True):
             rows = results.read_parquet(scale.results / file, columns)
             if (destination / file).is_file():
                 before = results.read_parquet(destination / file, columns)
-                rows = pd.concat([before[before["run_id"].isin(kept)], rows], ignore_index=True)
+                found.removed[name] = len(set(before["run_id"]) - of_scale - here)
+                rows = pd.concat([before[before["run_id"].isin(of_scale - here)], rows], ignore_index=True)
             results.write_parquet(rows, destination / file)
             found.files.append(file)
         samples = (file for folder in (scale.results / "samples" / name).glob("*/*") for file in folder.rglob("*"))
@@ -364,6 +366,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(found.files)} files, {size:.1f} MiB, are in {PUBLISHED / found.scale.name}.")
     print(f"  experiments: {', '.join(found.experiments) or 'none'}")
     print(f"  exhibits:    {', '.join(entry.id for entry in found.exhibits) or 'none'}")
+    for name, number in found.removed.items():
+        if number:
+            print(
+                f"  removed:     {number} published runs of {name} that the scale no longer has (as of a method with another rate)"
+            )
     if options.add:
         setting = f"--config scale={options.scale} replay={PUBLISHED / options.scale}"
         print(f"Then make their tables and figures: snakemake --cores 1 all {setting} && snakemake --cores 1 publish {setting}")

@@ -213,7 +213,8 @@ def test_further_seeds_are_joined_and_then_published_from_the_replay(
         save_images(SMALL / "samples/subject" / run.method / run.run_id, PROMPTS)
     capsys.readouterr()
     assert publish.main(["small", "--add"]) == 0
-    assert f"all --config scale=small replay={PUBLISHED}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"all --config scale=small replay={PUBLISHED}" in said and "removed:     1 published runs of subject" in said
     joined = pd.read_parquet(PUBLISHED / "metrics/subject.parquet")
     seeds = pd.read_parquet(PUBLISHED / "metrics/subject.runs.parquet")["seed"]
     assert seeds.value_counts().to_dict() == {0: 9, 1: 9}
