@@ -368,9 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"  exhibits:    {', '.join(entry.id for entry in found.exhibits) or 'none'}")
     for name, number in found.removed.items():
         if number:
-            print(
-                f"  removed:     {number} published runs of {name} that the scale no longer has (as of a method with another rate)"
-            )
+            print(f"  removed:     {number} published runs of {name} that the scale no longer has")
     if options.add:
         setting = f"--config scale={options.scale} replay={PUBLISHED / options.scale}"
         print(f"Then make their tables and figures: snakemake --cores 1 all {setting} && snakemake --cores 1 publish {setting}")
