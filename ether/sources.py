@@ -68,6 +68,7 @@ def data_files(name: str) -> frozenset[Path]:
     return frozenset(path for text in names if (path := file.parent / text).is_file() and path.suffix != ".py")
 
 
+@functools.cache
 def closure(*names: str) -> tuple[str, ...]:
     """All source and data files that modules depend on, including their own, relative to the project's root and sorted.
 

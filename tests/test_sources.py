@@ -60,6 +60,7 @@ def test_imports_are_followed_into_functions_packages_and_relative_names(tmp_pat
         (package / name).write_text(text)
     monkeypatch.setattr(sources, "PACKAGE", package)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
+    sources.closure.cache_clear()
     sources.imports.cache_clear()
     sources.data_files.cache_clear()
     expected = {"a.py", "d.py", "inner/__init__.py", "inner/b.py", "inner/c.py", "inner/numbers.yaml"}
@@ -68,5 +69,6 @@ def test_imports_are_followed_into_functions_packages_and_relative_names(tmp_pat
         with pytest.raises(ConfigurationError, match="no module ether.nothing"):
             sources.closure("ether.nothing")
     finally:
+        sources.closure.cache_clear()
         sources.imports.cache_clear()
         sources.data_files.cache_clear()

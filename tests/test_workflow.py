@@ -98,7 +98,7 @@ def exhibits_of(scale):
 def test_dry_run_of_every_target(scale, clone):
     first = next(id_ for id_, entry in exhibits_of(config.load(scale)).items() if entry.experiments)
     targets = (first, "tables", "figures", "claims", "all", "foundation", "site", "report", "publish")
-    said = snakemake(clone, "--dry-run", *targets, "--config", f"scale={scale}")
+    said = snakemake(clone, "--dry-run", "--quiet", "rules", "--config", f"scale={scale}", "--", *targets)
     lines = [line.split() for line in said.splitlines()]
     for rule, samples in (("experiment", False), ("experiment_with_samples", True)):
         of_scale = config.load(scale)
