@@ -58,6 +58,7 @@ _SELECTION = (
     "rate_factors",
     "search",
     "seeds",
+    "complete",
     "like",
     "protocol",
     "select",
@@ -90,11 +91,17 @@ def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are circular overlays: change `over` in one of them.")
     content = read_yaml(WORKFLOW / "scales" / f"{name}.yaml")
     base = content.pop("over", None)
-    return overlay(_read_scale(base, (*seen, name)), content) if base else content
+    if not base:
+        return content
+    below = _read_scale(base, (*seen, name))
+    for section in below.values():  # what a scale publishes is not what a scale over it does
+        if isinstance(section, dict):
+            section.pop("complete", None)
+    return overlay(below, content)
 
 
-# Settings of `--config` in addition to `scale`. Each of them except `replay` replaces the setting of that name.
-OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "device", "processes", "replay")
+# Settings of `--config` in addition to `scale`. Each of them except `complete` and `replay` replaces the setting of that name.
+OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "complete", "device", "processes", "replay")
 
 
 def _as_list(value: object) -> list[str]:
@@ -103,6 +110,14 @@ def _as_list(value: object) -> list[str]:
     if isinstance(value, Iterable):
         return [str(part) for part in value]
     return [str(value)]
+
+
+def _flag(key: str, value: object) -> bool:
+    """True or false, as Snakemake or Python's callers give it."""
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise ConfigurationError(f"--config {key}={value}: give true or false.")
+    return text == "true"
 
 
 @dataclass(frozen=True)
@@ -191,8 +206,13 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         if like := section.get("like"):
             if not isinstance(like, str) or not isinstance(sections.get(like), Mapping):
                 raise one_of("experiment", like, sections, f"{experiment}.like of scale {name!r}")
-            settings[experiment] = overlay(settings[like], section)
+            inherited = {key: value for key, value in settings[like].items() if key != "complete"}
+            settings[experiment] = overlay(inherited, section)
     validate(settings, "scale", file, modules())  # before names in it are looked up; the command line's values are checked below
+    # A replay shows everything that is stored.
+    if _flag("complete", given.get("complete", False)) or "replay" in given:
+        for experiment in sections:
+            settings[experiment].update(settings[experiment].pop("complete", {}))
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])

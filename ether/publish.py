@@ -4,9 +4,9 @@ Copied are metrics and runs, tables, figures, judged claims, executed notebooks,
 drawing the figures once more and recording the files they open). Experiments and exhibits that have not been run or made here
 keep what was published before. ``manifest.json`` describes the published runs: commits, versions, machines, dates.
 
-Further seeds, methods or rates are published in two steps. ``--add`` joins the runs made here to the published ones. Then the
-tables and figures of all of them are made with ``--config replay=results/published/small`` and copied with ``--replay`` (the
-target ``publish`` with the same ``--config``).
+Published is the complete scale (``--config complete=true``). Further seeds, methods or rates are published in two steps.
+``--add`` joins the runs made here to the published ones. Then the tables and figures of all of them are made with ``--config
+replay=results/published/small`` and copied with ``--replay`` (the target ``publish`` with the same ``--config``).
 
 Nothing is copied if runs are from a tree with changes that were not committed (unless ``--allow-dirty`` is given), if a table or
 figure is older than the metrics it shows, or if an executed notebook contains an error.
@@ -281,12 +281,12 @@ def _write_manifest(destination: Path, scale_name: str) -> None:
 
 
 def _of_scale(scale_name: str, experiment: str, destination: Path) -> set[str]:
-    """The ids of the runs that a scale has, with the seeds that are published in a folder."""
+    """The ids of the runs that a scale has when it is complete, with the seeds that are published in a folder."""
     file = destination / metrics_files(experiment)[1]
     if not file.is_file():
         return set()
     seeds = sorted(int(seed) for seed in pd.read_parquet(file)["seed"].unique())
-    return {spec.run_id for spec in config.runs(config.load(scale_name, {"seeds": seeds}), experiment)}
+    return {spec.run_id for spec in config.runs(config.load(scale_name, {"complete": True, "seeds": seeds}), experiment)}
 
 
 def add(scale_name: str, allow_dirty: bool = False) -> Plan:

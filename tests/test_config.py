@@ -101,6 +101,7 @@ def test_changing_one_method_changes_only_its_job(monkeypatch):
         ({"tasks": "mnlii"}, "Did you mean 'mnli'"),
         ({"method": "lora"}, "Did you mean 'methods'"),
         ({"seeds": "one"}, "whole numbers"),
+        ({"complete": "maybe"}, "true or false"),
         ({"device": "tpu"}, "device"),
         ({"foundation": "download"}, "foundation"),
     ],
@@ -108,6 +109,23 @@ def test_changing_one_method_changes_only_its_job(monkeypatch):
 def test_wrong_overrides_are_explained(overrides, said):
     with pytest.raises(ConfigurationError, match=said):
         config.load("small", overrides)
+
+
+def test_complete_adds_to_a_scale_and_is_not_inherited():
+    default, complete = (config.load("small", overrides) for overrides in ({}, {"complete": "true"}))
+    for experiment in default.experiments():
+        few, all_ = ({run.run_id for run in config.runs(scale, experiment)} for scale in (default, complete))
+        assert few <= all_, experiment
+        assert ("complete" in default.experiment(experiment)) == (few < all_), experiment
+    grid = {run.hyperparameters["learning_rate"] for run in config.runs(complete, "glue_rates")}
+    assert grid == {1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0}
+    assert {run.seed for run in config.runs(complete, "instruct")} == set(range(10))
+    fewer = config.runs(config.load("small", {"complete": True, "seeds": "4", "tasks": "rte"}), "glue")
+    assert {(run.task, run.seed) for run in fewer} == {("rte", 4)}
+    for other in config.scale_names():
+        if other != "small":
+            assert not any("complete" in config.load(other).experiment(name) for name in config.load(other).experiments())
+    assert {run.seed for run in config.runs(config.load("smoke", {"complete": True}), "glue")} == {0, 1}
 
 
 def test_wrong_scale_and_mirror_are_explained(tmp_path):

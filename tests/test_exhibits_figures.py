@@ -334,6 +334,12 @@ def test_the_figure_of_learning_rates_has_the_base_model_as_a_line(scale: config
 # --- learning rates of GLUE --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def complete() -> config.Scale:
+    """The small scale with every task of its grids."""
+    return config.load("small", {"complete": True})
+
+
 def glue_grid(scale: config.Scale) -> None:
     """LoRA falls to 0 at the highest rate, where it diverges on one task; ETHER keeps its score, a little lower."""
     values = {"lora": {1e-3: 40.0, 1e-2: 80.0, 1.0: 60.0}, "ether": {1e-3: 60.0, 1e-2: 74.0, 1.0: 72.0}}
@@ -354,9 +360,9 @@ def glue_grid(scale: config.Scale) -> None:
     store(scale.results, "glue_rates", runs)
 
 
-def test_the_figure_of_glues_learning_rates_has_a_panel_for_the_mean_and_each_task(scale: config.Scale) -> None:
-    glue_grid(scale)
-    figure, data = glue.figure_glue_rates(scale)
+def test_the_figure_of_glues_learning_rates_has_a_panel_for_the_mean_and_each_task(complete: config.Scale) -> None:
+    glue_grid(complete)
+    figure, data = glue.figure_glue_rates(complete)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["mean of the tasks", "MNLI", "SST-2", "CoLA", "QQP", "QNLI", "RTE", "MRPC", "STS-B"]
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -364,12 +370,12 @@ def test_the_figure_of_glues_learning_rates_has_a_panel_for_the_mean_and_each_ta
     assert np.allclose(lines["LoRA r=8"].get_ydata(), [41.5, 81.5]) and np.allclose(
         lines["ETHER"].get_ydata(), [61.5, 75.5, 73.5]
     )
-    assert set(data["metric"]) == {"average", *scale.experiment("glue_rates")["tasks"]}
+    assert set(data["metric"]) == {"average", *complete.experiment("glue_rates")["tasks"]}
 
 
-def test_a_run_that_diverged_counts_as_zero_in_the_worst_case(scale: config.Scale) -> None:
-    glue_grid(scale)
-    found = glue.evidence("figure_glue_rates", scale).pivot_table(index=["method", "seed"], columns="metric", values="value")
+def test_a_run_that_diverged_counts_as_zero_in_the_worst_case(complete: config.Scale) -> None:
+    glue_grid(complete)
+    found = glue.evidence("figure_glue_rates", complete).pivot_table(index=["method", "seed"], columns="metric", values="value")
     assert found.loc[("ether", 1)].to_dict() == pytest.approx(
         {"peak": 76.5, "worst": 62.5, "at_highest_rate": 74.5 / 76.5, "width": 2 + (76.5 - 68.85) / (76.5 - 62.5)}, abs=0.01
     )

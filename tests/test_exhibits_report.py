@@ -176,7 +176,7 @@ def test_hyperparameters_are_values_or_ranges() -> None:
     assert "epochs" not in text  # no method has any
     entry = config.exhibits()["figure4"]
     rates = report.Report(entry, made.settings, types.ModuleType("none"), pd.DataFrame(), None, pd.DataFrame()).hyperparameters()
-    assert rates.loc["ETHER", "learning_rate"] == "0.0001 to 1"
+    assert rates.loc["ETHER", "learning_rate"] == "0.001 to 1"
 
 
 def test_cost_is_in_the_order_of_the_table_and_in_megabytes() -> None:
@@ -195,6 +195,16 @@ def test_learning_rates_show_the_grid_that_was_run_here() -> None:
     store(config.load("small").results, "subject_rates", runs)
     text = text_of(table11().learning_rates())
     assert "0.25" in text and "0.125" in text and f"{named:g}" in text and "ETHER" in text
+
+
+def test_a_part_of_a_grid_is_called_that() -> None:
+    scale = config.load("small", {"complete": True})
+    rates = scale.experiment("glue_rates")["learning_rates"]
+    nothing = pd.DataFrame()
+    made = report.Report(config.exhibits()["table4"], scale, glue, nothing, None, nothing)
+    for kept, said in ((rates[:3], True), (rates, False)):
+        store(scale.results, "glue_rates", [Run("ether", {("validation", "score"): 1.0}, "rte", rate=rate) for rate in kept])
+        assert ("chosen on the complete grid, of 7 rates" in text_of(made.learning_rates())) == said
 
 
 def test_learning_rates_without_a_grid_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

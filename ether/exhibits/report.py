@@ -292,7 +292,20 @@ class Report:
             grid = self.module.rate_grid(self.settings)
         except MissingResourceError as error:
             return _markdown(f"{error}")
-        return _html(_grid_table(grid) + _choice_table(grid))
+        return _html(_grid_table(grid) + _choice_table(grid) + self._part_of_the_grid(grid))
+
+    def _part_of_the_grid(self, grid: pd.DataFrame) -> str:
+        """A sentence, where the grid lacks some of the rates from which the rates in the methods' files were chosen."""
+        scale = config.load(self.settings.name, {"complete": True})
+        names = [name for name in (*self.entry.optional, *self.entry.experiments) if name in scale.experiments()]
+        grids = [scale.experiment(name)["learning_rates"] for name in names if "learning_rates" in scale.experiment(name)]
+        complete: list[float] = grids[0] if grids else []
+        if not set(complete) - set(grid["learning_rate"].dropna()):
+            return ""
+        return (
+            f"<p>The rates in the methods' files were chosen on the complete grid, of {len(complete)} rates, which is published. "
+            "<code>--config complete=true</code> runs it.</p>"
+        )
 
     def cost(self) -> pd.DataFrame:
         """Time and memory of the runs of each method, in the order of the table's rows."""
