@@ -11,7 +11,8 @@ counts the parameters and operations that the tables print and stores them in ``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -146,15 +147,18 @@ def equal_length_cells(tokens: int, methods: Sequence[str] = ()) -> Iterator[Cel
                 yield Cell(row.method, config.label(row.method), f"{where} {name}", value, note=note)
 
 
-def measured_cells(device: str, seconds: float = 6.0) -> Iterator[Cell]:
-    """Time of one query or value layer of each model on this machine at Table 1's sequence length, divided by LoRA's time."""
+def measured_cells(device: str, timing: Mapping[str, Any]) -> Iterator[Cell]:
+    """Time of one query or value layer of each model on this machine at Table 1's sequence length, divided by LoRA's time.
+
+    `timing` is the scale's: the arguments `seconds` and `rounds` of `layer_times`.
+    """
     from ether.measures.flops import stack
     from ether.measures.layer_time import layer_times
 
     adapters = {method: efficiency.adapt(method) for method in efficiency.methods()}
     for model, (name, tokens) in efficiency.MODELS.items():
         width = stack(name).width
-        for row in layer_times(width, tokens, adapters, efficiency.REFERENCE, device=device, seconds=seconds).itertuples():
+        for row in layer_times(width, tokens, adapters, efficiency.REFERENCE, device=device, **timing).itertuples():
             note = (
                 f"measured: forward and backward of one {width} x {width} layer on {tokens} tokens, {row.seconds:.2g} s "
                 f"here; median of {row.rounds} rounds, divided by LoRA's in the same round; low and high are the quartiles; "
@@ -175,7 +179,7 @@ def table1(scale: Scale) -> pd.DataFrame:
     for tokens in efficiency.LENGTHS:
         found += equal_length_cells(tokens)
     device = "cuda" if scale.settings["device"] != "cpu" and torch.cuda.is_available() else "cpu"
-    found += measured_cells(device)
+    found += measured_cells(device, scale.settings["timing"])
     order = {method: i for i, method in enumerate(efficiency.methods())}
     return cells.frame(sorted(found, key=lambda cell: order[cell.method]))
 

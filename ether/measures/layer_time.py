@@ -15,7 +15,7 @@ from torch import nn
 
 from ether.errors import one_of
 
-MOST_ROUNDS, FEWEST_ROUNDS = 30, 3
+MOST_ROUNDS = 30
 
 
 def layer_times(
@@ -26,6 +26,7 @@ def layer_times(
     *,
     device: str = "cpu",
     seconds: float = 10.0,
+    rounds: int = 3,
 ) -> pd.DataFrame:
     """Times a frozen `width` x `width` linear layer under each method; the input requires a gradient, as in a network.
 
@@ -35,7 +36,8 @@ def layer_times(
         methods: name -> {type, config} of a PEFT adapter, as in the `adapt` section of a method's YAML.
         reference: the method by whose time the other times are divided in each round.
         device: "cpu" (float32) or "cuda" (frozen layer and input in bfloat16, adapters in float32, PEFT's default).
-        seconds: no further round starts after this time; there are at least three rounds.
+        seconds: no further round starts after this time.
+        rounds: but there are at least so many.
 
     Returns:
         Columns `method`, `seconds` (median over rounds), `ratio` (median of the ratios to `reference` within a round),
@@ -64,11 +66,11 @@ def layer_times(
 
     for layer in layers.values():
         once(layer)
-    rounds: list[dict[str, float]] = []
+    measured: list[dict[str, float]] = []
     started = time.perf_counter()
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - started < seconds):
-        rounds.append({method: once(layer) for method, layer in layers.items()})
-    taken = pd.DataFrame(rounds)
+    while len(measured) < rounds or (len(measured) < MOST_ROUNDS and time.perf_counter() - started < seconds):
+        measured.append({method: once(layer) for method, layer in layers.items()})
+    taken = pd.DataFrame(measured)
     ratios = taken.div(taken[reference], axis=0)
     return pd.DataFrame(
         {
@@ -77,7 +79,7 @@ def layer_times(
             "ratio": [ratios[m].median() for m in methods],
             "low": [ratios[m].quantile(0.25) for m in methods],
             "high": [ratios[m].quantile(0.75) for m in methods],
-            "rounds": len(rounds),
+            "rounds": len(measured),
         }
     )
 
