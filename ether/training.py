@@ -356,6 +356,10 @@ class Trainer(transformers.Trainer):
         parts = self.current_gradient_accumulation_steps * self.args.world_size if model.training else 1
         return loss * (part * parts / self.items) if parts > 1 and self.items else loss
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nothing: the Trainer would count the model's parameters in every step, for a number that is not used."""
+        return 0
+
     def _trained(self) -> dict[str, torch.Tensor]:
         assert self.model is not None
         named: dict[str, torch.Tensor] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

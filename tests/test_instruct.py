@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +122,8 @@ def test_the_harness_scores_a_hand_made_model_as_by_hand(world: Path, bigram: tu
         sizes.append(len(hits))
         means.append(100 * np.mean(hits))
     assert len(set(sizes)) > 1
+    compiled = lm_eval.utils.env.from_string.cache_info()
+    assert 0 < compiled.misses < 30 < compiled.hits  # a template is compiled once, not for every question
     assert scores["mmlu"] == pytest.approx(np.average(means, weights=sizes))
     assert scores["mmlu_macro"] == pytest.approx(np.mean(means))
     assert scores["score"] == pytest.approx(np.mean([scores[name] for name in ("mmlu", "arc", "tru1", "tru2")]))

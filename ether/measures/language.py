@@ -206,6 +206,15 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@functools.cache
+def _compile_templates_once() -> None:
+    """The harness compiles a task's templates for every question again, which takes longer than answering it."""
+    from lm_eval.utils import env
+
+    compiled = functools.lru_cache(maxsize=256)(env.from_string)  # a task's choices may be templates, too, one for each question
+    setattr(env, "from_string", compiled)  # noqa: B010 (a method)
+
+
 def load_tasks(tasks: Sequence[Any], folder: Path | None = None) -> dict[str, Any]:
     """The harness's zero-shot task objects with loaded data, which can be used for many runs.
 
@@ -222,6 +231,7 @@ def load_tasks(tasks: Sequence[Any], folder: Path | None = None) -> dict[str, An
     with _quiet():
         from lm_eval.tasks import TaskManager
 
+        _compile_templates_once()
         loaded = TaskManager(include_path=str(folder) if folder else None, include_defaults=False).load(list(tasks))
         for task in loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=0)
