@@ -31,6 +31,13 @@ def module_file(name: str) -> Path | None:
 
 
 @functools.cache
+def _nodes(file: Path) -> tuple[ast.AST, ...]:
+    """The nodes of a source file's syntax tree that `imports` and `data_files` read."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call, ast.Constant)
+    return tuple(node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, kinds))
+
+
+@functools.cache
 def imports(name: str) -> frozenset[str]:
     """The modules of this package that a module imports, at module level or inside functions.
 
@@ -40,7 +47,7 @@ def imports(name: str) -> frozenset[str]:
     assert file is not None
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _nodes(file):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -49,9 +56,14 @@ def imports(name: str) -> frozenset[str]:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and _called(node.func) == "import_module":
             found |= {str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)}
     return frozenset(n for n in found if n.split(".")[0] == PACKAGE.name and module_file(n) is not None)
+
+
+def _called(function: ast.expr) -> str:
+    """The last name of what is called."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 @functools.cache
@@ -59,11 +71,7 @@ def data_files(name: str) -> frozenset[Path]:
     """The data files in a module's folder whose names occur in its text, such as ``published.yaml``."""
     file = module_file(name)
     assert file is not None
-    texts = (
-        node.value
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
+    texts = (node.value for node in _nodes(file) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     names = {text for text in texts if text and len(text) < 80 and not set(text) & set("/\\\n*") and "." in text[1:]}
     return frozenset(path for text in names if (path := file.parent / text).is_file() and path.suffix != ".py")
 

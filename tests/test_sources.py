@@ -61,6 +61,7 @@ def test_imports_are_followed_into_functions_packages_and_relative_names(tmp_pat
     monkeypatch.setattr(sources, "PACKAGE", package)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     sources.closure.cache_clear()
+    sources._nodes.cache_clear()
     sources.imports.cache_clear()
     sources.data_files.cache_clear()
     expected = {"a.py", "d.py", "inner/__init__.py", "inner/b.py", "inner/c.py", "inner/numbers.yaml"}
@@ -70,5 +71,6 @@ def test_imports_are_followed_into_functions_packages_and_relative_names(tmp_pat
             sources.closure("ether.nothing")
     finally:
         sources.closure.cache_clear()
+        sources._nodes.cache_clear()
         sources.imports.cache_clear()
         sources.data_files.cache_clear()
