@@ -24,6 +24,9 @@ from ether.silence import hidden
 
 KERNEL = "python3"  # installed by ipykernel into the environment of the current interpreter
 RUN_LINE = re.compile(r"\[([\w-]+ )?\d+/\d+\] ")  # beginning of a line that reports a finished run: "[glue 3/24] "
+# jupyter_client chooses free ports before the kernel binds them. If another kernel takes one meanwhile, this one dies while it
+# starts, before any cell is executed, and is started again.
+STARTS = 3
 # Optional dependencies of papermill and jsonschema that are not used here: Hadoop's file system, a parser for IRIs.
 UNUSED = ("pyarrow", "rfc3987_syntax")
 
@@ -100,8 +103,8 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     # Progress bars are not displayed in an executed notebook, so a missing widget library is no reason for a warning.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
     os.environ["TQDM_DISABLE"] = "1"  # inherited by the kernel: no progress bars in the executed notebook
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+
+    def start() -> None:
         papermill.execute_notebook(
             str(source),
             str(partial),
@@ -117,6 +120,16 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             # history would be written to a file that all kernels of the user share.
             extra_arguments=["--log-level=CRITICAL", "--HistoryManager.enabled=False"],
         )
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in reversed(range(STARTS)):
+            try:
+                start()
+                break
+            except RuntimeError as error:
+                if not left or not _died_while_starting(error):
+                    raise
     except PapermillExecutionError as error:
         # The message of an EtherError is complete; any other error needs its traceback.
         detail = str(error.evalue) if _is_ours(str(error.ename)) else _plain("\n".join(error.traceback))
@@ -126,8 +139,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             _stopped(source, "before the notebook was finished", f" The executed part is kept at {output}.")
         ) from None
     except RuntimeError as error:
-        # jupyter_client has no class of its own for a kernel that dies, or does not answer, while it starts.
-        if not re.match(r"Kernel (died before replying|didn't respond)", str(error)):
+        if not _died_while_starting(error):
             raise
         raise NotebookError(_stopped(source, f"while it was starting ({error})", "")) from None
     except OSError as error:  # of papermill, which saves the notebook after each cell
@@ -136,6 +148,11 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     finally:
         if partial.exists():
             partial.replace(output)
+
+
+def _died_while_starting(error: RuntimeError) -> bool:
+    """jupyter_client has no class of its own for a kernel that dies, or does not answer, while it starts."""
+    return bool(re.match(r"Kernel (died before replying|didn't respond)", str(error)))
 
 
 def _stopped(source: Path, when: str, kept: str) -> str:

@@ -77,6 +77,22 @@ def test_a_kernel_that_dies_while_it_starts_is_an_error_of_one_paragraph(tmp_pat
     assert "stopped while it was starting" in message and "lack of memory" in message and "Traceback" not in message
 
 
+def test_a_kernel_that_dies_while_it_starts_is_started_again(tmp_path, monkeypatch):
+    """As when two kernels that start at the same time choose the same port; nothing was executed yet."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, pathlib\n"
+        f"first = pathlib.Path({str(tmp_path / 'first')!r})\n"
+        "if 'ipykernel_launcher' in sys.orig_argv and not first.exists():\n"
+        "    first.touch()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    source = _write(tmp_path / "n.ipynb", "print('once')")
+    notebook.execute(source, tmp_path / "out.ipynb", {})
+    assert (tmp_path / "first").exists()
+    assert "once" in str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs)
+
+
 def test_a_full_disk_is_an_error_of_one_paragraph(tmp_path, capsys):
     """The limit to the size of files stops papermill where it saves the executed notebook, and no other file is written."""
     source = _write(tmp_path / "n.ipynb", "print('x' * 100_000)")
