@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -122,6 +123,10 @@ def test_complete_adds_to_a_scale_and_is_not_inherited():
     assert {run.seed for run in config.runs(complete, "instruct")} == set(range(10))
     fewer = config.runs(config.load("small", {"complete": True, "seeds": "4", "tasks": "rte"}), "glue")
     assert {(run.task, run.seed) for run in fewer} == {("rte", 4)}
+    for experiment in complete.experiments():
+        # Otherwise a method's setting has changed since its runs were published: run and publish them again.
+        published = pd.read_parquet(config.ROOT / f"results/published/small/metrics/{experiment}.runs.parquet")["run_id"]
+        assert set(published) <= {run.run_id for run in config.runs(complete, experiment)}, experiment
     for other in config.scale_names():
         if other != "small":
             assert not any("complete" in config.load(other).experiment(name) for name in config.load(other).experiments())
