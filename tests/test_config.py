@@ -183,7 +183,7 @@ def test_a_method_that_is_not_swept_is_not_in_experiments_over_learning_rates(mo
     every = config.methods()
     every["lora"]["sweep"] = False
     monkeypatch.setattr(config, "methods", lambda: every)
-    scale = config.load("small")
+    scale = config.load("small", {"complete": True})  # whose grid has all methods
     assert "lora" in config.chosen_methods(scale, "instruct") and "lora" not in config.chosen_methods(scale, "instruct_rates")
 
 
