@@ -405,14 +405,17 @@ def test_the_command_compares_chosen_and_configured_rates(capsys: pytest.Capture
     assert main(["subject_rates"]) == 1
     lines = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "differs" not in lines["ether"] and f"in the file {named['ether']:g}" in lines["ether"]
-    assert lines["lora-r4"].endswith("at the grid's edge  <- differs")
+    assert "at the grid's edge, on one seed; in the file" in lines["lora-r4"] and lines["lora-r4"].endswith("<- differs")
     store(scale.results, "subject_rates", [run for run in runs if run.method == "ether"])
     assert main(["subject_rates"]) == 0
+    store(scale.results, "subject_rates", [run for run in runs if run.rate != named[run.method]])
+    assert main(["subject_rates"]) == 1
+    assert "lora-r4: best" in (said := capsys.readouterr().out) and said.count("not in this grid") == 2 and "nan" not in said
     with pytest.raises(SystemExit, match="no grid of learning rates"):
         main(["subject"])
 
 
 def test_rates_for_subjects_are_chosen_on_a_subject_that_is_not_reported() -> None:
-    scale = config.load("small")
+    scale = config.load("small", {"complete": True})
     reported = {run.task for run in config.runs(scale, "subject")}
     assert reported.isdisjoint(run.task for run in config.runs(scale, "subject_rates"))

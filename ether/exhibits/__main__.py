@@ -1,13 +1,14 @@
 """``python -m ether.exhibits EXPERIMENT [--scale NAME]``: learning rates chosen on a grid, and those in the methods' files.
 
-For an experiment over a grid of learning rates, such as ``subject_rates``. Prints one line per method and exits with status 1 if
-the best rate of a method is not the one in its file.
+For an experiment over a grid of learning rates, such as ``subject_rates``. Prints one line per method, with a warning if its best
+rate is at the grid's edge or was chosen on one seed, and exits with status 1 if the best rate is not the one in its file.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 
 import pandas as pd
@@ -41,9 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     except EtherError as error:
         sys.exit(f"\n{error}\n")
     for row in found.itertuples():
-        same = row.best_rate == row.configured_rate
-        line = f"{row.method}: best {row.best_rate:g} (score {row.best_score:.4g}), in the file {row.configured_rate:g}"
-        print(line + (", at the grid's edge" if row.at_edge else "") + ("" if same else "  <- differs"))
+        named = f"in the file {row.configured_rate:g}"
+        if math.isnan(row.configured_rate):
+            named = "the rate in the file is not in this grid (--config complete=true runs the complete one)"
+        warnings = [", at the grid's edge"] * bool(row.at_edge) + [", on one seed"] * (row.seeds == 1)
+        differs = "" if row.best_rate == row.configured_rate else "  <- differs"
+        print(f"{row.method}: best {row.best_rate:g} (score {row.best_score:.4g}){''.join(warnings)}; {named}{differs}")
     return int((found["best_rate"] != found["configured_rate"]).any())
 
 
