@@ -130,6 +130,7 @@ def execute(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             except RuntimeError as error:
                 if not left or not _died_while_starting(error):
                     raise
+                print(f"The kernel of {source} died while it was starting ({error}); it is started again.", file=sys.stderr)
     except PapermillExecutionError as error:
         # The message of an EtherError is complete; any other error needs its traceback.
         detail = str(error.evalue) if _is_ours(str(error.ename)) else _plain("\n".join(error.traceback))

@@ -199,12 +199,19 @@ def test_learning_rates_show_the_grid_that_was_run_here() -> None:
 
 def test_a_part_of_a_grid_is_called_that() -> None:
     scale = config.load("small", {"complete": True})
-    rates = scale.experiment("glue_rates")["learning_rates"]
-    nothing = pd.DataFrame()
+    section, nothing = scale.experiment("glue_rates"), pd.DataFrame()
     made = report.Report(config.exhibits()["table4"], scale, glue, nothing, None, nothing)
-    for kept, said in ((rates[:3], True), (rates, False)):
-        store(scale.results, "glue_rates", [Run("ether", {("validation", "score"): 1.0}, "rte", rate=rate) for rate in kept])
-        assert ("chosen on the complete grid, of 7 rates" in text_of(made.learning_rates())) == said
+    whole = [
+        Run("ether", {("validation", "score"): 1.0}, task, seed, rate)
+        for task in section["tasks"]
+        for seed in section["seeds"]
+        for rate in section["learning_rates"]
+    ]
+    left_out = {"rate": 3e-3, "task": "qnli", "seed": 2}
+    parts = [[run for run in whole if getattr(run, key) != value] for key, value in left_out.items()]
+    for runs, said in (*((part, True) for part in parts), (whole, False)):
+        store(scale.results, "glue_rates", runs)
+        assert ("complete one (learning rates: 7, tasks: 8, seeds: 3)" in text_of(made.learning_rates())) == said
 
 
 def test_learning_rates_without_a_grid_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_kernel_that_dies_while_it_starts_is_an_error_of_one_paragraph(tmp_pat
     assert "stopped while it was starting" in message and "lack of memory" in message and "Traceback" not in message
 
 
-def test_a_kernel_that_dies_while_it_starts_is_started_again(tmp_path, monkeypatch):
+def test_a_kernel_that_dies_while_it_starts_is_started_again(tmp_path, capsys, monkeypatch):
     """As when two kernels that start at the same time choose the same port; nothing was executed yet."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, pathlib\n"
@@ -89,7 +89,7 @@ def test_a_kernel_that_dies_while_it_starts_is_started_again(tmp_path, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     source = _write(tmp_path / "n.ipynb", "print('once')")
     notebook.execute(source, tmp_path / "out.ipynb", {})
-    assert (tmp_path / "first").exists()
+    assert (tmp_path / "first").exists() and capsys.readouterr().err.count("it is started again") == 1
     assert "once" in str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs)
 
 

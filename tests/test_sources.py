@@ -58,19 +58,16 @@ def test_imports_are_followed_into_functions_packages_and_relative_names(tmp_pat
         "unrelated.py": "",
     }.items():
         (package / name).write_text(text)
+    caches = (sources.closure, sources._nodes, sources.imports, sources.data_files)
     monkeypatch.setattr(sources, "PACKAGE", package)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
-    sources.closure.cache_clear()
-    sources._nodes.cache_clear()
-    sources.imports.cache_clear()
-    sources.data_files.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
     expected = {"a.py", "d.py", "inner/__init__.py", "inner/b.py", "inner/c.py", "inner/numbers.yaml"}
     try:
         assert {name.removeprefix("ether/") for name in sources.closure("ether.a")} == expected
         with pytest.raises(ConfigurationError, match="no module ether.nothing"):
             sources.closure("ether.nothing")
     finally:
-        sources.closure.cache_clear()
-        sources._nodes.cache_clear()
-        sources.imports.cache_clear()
-        sources.data_files.cache_clear()
+        for cached in caches:
+            cached.cache_clear()

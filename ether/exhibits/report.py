@@ -295,17 +295,23 @@ class Report:
         return _html(_grid_table(grid) + _choice_table(grid) + self._part_of_the_grid(grid))
 
     def _part_of_the_grid(self, grid: pd.DataFrame) -> str:
-        """A sentence, where the grid lacks some of the rates from which the rates in the methods' files were chosen."""
-        scale = config.load(self.settings.name, {"complete": True})
-        names = [name for name in (*self.entry.optional, *self.entry.experiments) if name in scale.experiments()]
-        grids = [scale.experiment(name)["learning_rates"] for name in names if "learning_rates" in scale.experiment(name)]
-        complete: list[float] = grids[0] if grids else []
-        if not set(complete) - set(grid["learning_rate"].dropna()):
-            return ""
-        return (
-            f"<p>The rates in the methods' files were chosen on the complete grid, of {len(complete)} rates, which is published. "
-            "<code>--config complete=true</code> runs it.</p>"
-        )
+        """A sentence, where the grid lacks rates, tasks or seeds of that on which the rates in the methods' files were chosen."""
+        default, complete = (config.load(self.settings.name, {"complete": whole}) for whole in (False, True))
+        names = (*self.entry.optional, *self.entry.experiments)
+        for name in (name for name in names if name in default.experiments()):
+            section = default.experiment(name)
+            if "learning_rates" not in section or "complete" not in section:
+                continue
+            expected = [run for run in config.runs(complete, name) if run.adapt["kind"] != "none"]
+            whole = {(run.hyperparameters["learning_rate"], run.task, run.seed) for run in expected}
+            if whole - set(zip(grid["learning_rate"], grid["task"], grid["seed"], strict=True)):
+                size = [len(set(values)) for values in zip(*whole, strict=True)]
+                return (
+                    "<p>This is a part of the grid on which the rates in the methods' files were chosen. The complete one "
+                    f"(learning rates: {size[0]}, tasks: {size[1]}, seeds: {size[2]}) is published; "
+                    "<code>--config complete=true</code> runs it.</p>"
+                )
+        return ""
 
     def cost(self) -> pd.DataFrame:
         """Time and memory of the runs of each method, in the order of the table's rows."""
