@@ -48,6 +48,15 @@ rule all:
         rules.claims.output,
 
 
+onstart:
+    # Under Snakemake's default limit of 100 jobs a second, every step of its scheduler starts a timer for the next step, and
+    # every finished job adds one more. While jobs wait for a core, the steps take more and more time from the jobs that run
+    # (most of a core after 30 jobs). A limit of one's own, by --max-jobs-per-timespan, is kept.
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 onsuccess:
     print(where_results_are())
 
