@@ -225,7 +225,9 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     assert "Nothing to be done" in snakemake(folder, "table4", "--config", "scale=tiny")
 
     (folder / "results/tiny/metrics/glue.parquet").unlink()
-    assert ran(snakemake(folder, "table4", "--config", "scale=tiny")) == ["collect", "table", "table4"]
+    said = snakemake(folder, "table4", "--verbose", "--config", "scale=tiny")
+    assert ran(said) == ["collect", "table", "table4"]
+    assert f"'_job_count': {sys.maxsize}" in said and "'_job_count': 100" not in said  # no limit whose timers multiply
 
     (folder / "results/tiny/runs/glue/lora/metrics.parquet").unlink()
     assert [r for r in ran(snakemake(folder, "table4", "--config", "scale=tiny")) if "experiment" in r] == ["experiment:lora"]
@@ -242,11 +244,17 @@ def test_runs_again_only_what_must_and_a_new_method_is_one_file(tmp_path):
     assert row.loc["RTE", "n"] == 1 and row.loc["#params", "ours"] > 2 * 82_944
 
 
-@pytest.mark.dag(minutes=4)
-def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
+@pytest.mark.dag(minutes=5)
+def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics_and_their_replay_with_the_same_tables(tmp_path):
     whole, cut = project(tmp_path / "whole"), project(tmp_path / "cut")
-    target = ("table4", "--config", "scale=tiny", "seeds=0,1")
-    snakemake(whole, *target)
+    target = ("table4", "table7", "--config", "scale=tiny", "seeds=0,1")
+    # The terminal shows runs with their scores, and no list of paths.
+    output = snakemake(whole, *target, progress="on")
+    assert "\x1b[" not in output and "\r" not in output  # not a terminal: plain lines
+    assert len([line for line in output.splitlines() if line.startswith("[glue ") and " LoRA r=8, stsb, seed 0: " in line]) == 1
+    assert any(line.startswith("[glue 8/8] ") for line in output.splitlines())
+    assert "ether/kernels.py" not in output and "reason:" not in output
+    assert "table4" in output and "results/tiny/tables/table4.parquet" in output
 
     process = subprocess.Popen(
         command(*target), cwd=cut, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -264,6 +272,15 @@ def test_a_killed_workflow_goes_on_and_ends_with_the_same_metrics(tmp_path):
         first, second = (pd.read_parquet(folder / "results/tiny" / name) for folder in (whole, cut))
         pd.testing.assert_frame_equal(first, second, check_exact=True)
 
+    # `--config replay=FOLDER`: the tables from what a run left, without training, equal to those that the run made.
+    stored = whole / "stored"
+    shutil.copytree(whole / "results/tiny/metrics", stored / "metrics")
+    made = {f: f.read_bytes() for f in sorted((whole / "results/tiny/tables").glob("*")) if f.suffix in (".csv", ".md")}
+    shutil.rmtree(whole / "results")
+    output = snakemake(whole, *target, "replay=stored")
+    assert not any(rule.startswith(("experiment", "collect", "check", "world")) for rule in ran(output))
+    assert made and all(file.read_bytes() == content for file, content in made.items())
+
 
 def test_a_workflow_killed_in_its_check_goes_on_to_the_end(tmp_path):
     """Snakemake's mark of an unfinished job beside a file that is there: the check is made again, and then everything else."""
@@ -279,31 +296,6 @@ def test_a_workflow_killed_in_its_check_goes_on_to_the_end(tmp_path):
     mark.touch()
     said = ran(snakemake(folder, "--dry-run", "table4", "--config", "scale=tiny"))
     assert "check" in said and "experiment:lora" in said and "table" in said
-
-
-@pytest.mark.dag(minutes=2)
-def test_stored_metrics_are_shown_again_without_training(tmp_path):
-    """`--config replay=FOLDER`: tables, figures and claims from what a run left, equal to those that the run made."""
-    folder = project(tmp_path / "clone")
-    targets = ("table4", "table7")
-    snakemake(folder, *targets, "--config", "scale=tiny")
-    stored = folder / "stored"
-    shutil.copytree(folder / "results/tiny/metrics", stored / "metrics")
-    made = {f: f.read_bytes() for f in sorted((folder / "results/tiny/tables").glob("*")) if f.suffix in (".csv", ".md")}
-    shutil.rmtree(folder / "results")
-    output = snakemake(folder, *targets, "--config", "scale=tiny", "replay=stored")
-    assert not any(rule.startswith(("experiment", "collect", "check", "world")) for rule in ran(output))
-    assert made and all(file.read_bytes() == content for file, content in made.items())
-
-
-@pytest.mark.dag
-def test_the_terminal_shows_runs_with_scores_and_no_wall_of_paths(tmp_path):
-    folder = project(tmp_path / "clone")
-    output = snakemake(folder, "table4", "--config", "scale=tiny", "methods=lora", progress="on")
-    assert "\x1b[" not in output and "\r" not in output  # not a terminal: plain lines
-    assert [line for line in output.splitlines() if line.startswith("[glue 2/2] LoRA r=8, stsb, seed 0: ")]
-    assert "ether/kernels.py" not in output and "reason:" not in output
-    assert "table4" in output and "results/tiny/tables/table4.parquet" in output
 
 
 @pytest.mark.dag(minutes=8)
