@@ -212,7 +212,8 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     # A replay shows everything that is stored.
     if _flag("complete", given.get("complete", False)) or "replay" in given:
         for experiment in sections:
-            settings[experiment].update(settings[experiment].pop("complete", {}))
+            more = settings[experiment].pop("complete", {})
+            settings[experiment] = overlay(settings[experiment], more)
     for key in ("mirror", "foundation", "device"):
         if key in given:
             settings[key] = str(given[key])
