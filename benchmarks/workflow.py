@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -181,24 +182,25 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a parquet file for the jobs and their times")
     args = parser.parse_args()
     scale = dict(setting.split("=", 1) for setting in args.config).get("scale", "small")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "ether"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
-        arguments = ["--cores", str(args.cores), *args.targets, *(["--config", *args.config] if args.config else [])]
-        watched = run(folder, arguments)
-        if watched.status:
-            return watched.status
-        found = jobs(max((folder / ".snakemake/log").glob("*.log")).read_text())
-        results = folder / "results" / scale
-        add_runs(found, results)
-        again = run(folder, arguments)
-        names = sorted((results / "metrics").glob("*.runs.parquet"))
-        runs = stored(names)
-        metrics = stored(file.with_name(file.name.replace(".runs", "")) for file in names)
-        old = sorted((folder / "results/published" / scale / "metrics").glob("*.runs.parquet"))
-        old_runs = stored(old)
-        old_metrics = stored(file.with_name(file.name.replace(".runs", "")) for file in old)
+    folder = Path(tempfile.mkdtemp(prefix="ether-"))
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+    arguments = ["--cores", str(args.cores), *args.targets, *(["--config", *args.config] if args.config else [])]
+    watched = run(folder, arguments)
+    if watched.status:
+        print(f"The workflow failed. What it made is kept in {folder}.", file=sys.stderr)
+        return watched.status
+    found = jobs(max((folder / ".snakemake/log").glob("*.log")).read_text())
+    results = folder / "results" / scale
+    add_runs(found, results)
+    again = run(folder, arguments)
+    names = sorted((results / "metrics").glob("*.runs.parquet"))
+    runs = stored(names)
+    metrics = stored(file.with_name(file.name.replace(".runs", "")) for file in names)
+    old = sorted((folder / "results/published" / scale / "metrics").glob("*.runs.parquet"))
+    old_runs = stored(old)
+    old_metrics = stored(file.with_name(file.name.replace(".runs", "")) for file in old)
+    shutil.rmtree(folder)
     print(f"\n{' '.join(args.targets)}, scale {scale}, {args.cores} cores, {platform.machine()} CPU, commit {commit[:10]}")
     print(f"{watched.seconds / 60:.1f} minutes, {len(found)} jobs, {len(runs)} runs")
     print(f"start-up: {start_up(found, watched.seconds, args.cores):.1%} of the time of {args.cores} cores")
