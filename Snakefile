@@ -1,5 +1,6 @@
 # The paper as a workflow: `snakemake --cores 1 table4`, `--config scale=smoke|small|laptop|paper mirror=FOLDER …`.
 # Settings are in workflow/scales and workflow/methods; workflow/experiments.yaml and workflow/exhibits.yaml list the targets.
+import functools
 import json
 import os
 import shlex

@@ -193,10 +193,13 @@ def git_commit() -> str:
 
 @functools.cache
 def hardware(device: str = "cpu") -> str:
-    """Short description of the machine: GPU name, or processor model and number of cores."""
-    if device.startswith("cuda"):
-        import torch
+    """Short description of the machine: GPU name, or processor model, number of cores and the instructions that torch uses.
 
+    Results on a CPU are equal to the bit only where the instructions are the same (AVX2, AVX512, …).
+    """
+    import torch  # callers have imported it
+
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     model = ""
     with contextlib.suppress(OSError):
@@ -204,7 +207,7 @@ def hardware(device: str = "cpu") -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"{model or platform.machine()}, {os.cpu_count()} cores"
+    return f"{model or platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def digest(value: object, length: int = 10) -> str:

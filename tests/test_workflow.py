@@ -156,6 +156,14 @@ def test_schema_errors_of_several_method_files_are_reported_at_once(tmp_path):
     assert output.count("colour") >= 2 and "ether.yaml" in output and "lora.yaml" in output and "Traceback" not in output
 
 
+def test_an_exhibit_waits_for_metrics_that_it_shows_if_the_same_command_makes_them(clone):
+    alone = inputs(snakemake(clone, "--dry-run", "table4", "--config", "scale=tiny"))
+    both = inputs(snakemake(clone, "--dry-run", "table4", "figure_glue_rates", "--config", "scale=tiny"))
+    shown = {f"results/tiny/metrics/glue_rates.{ending}" for ending in ("parquet", "runs.parquet")}
+    assert not shown & alone["table table4"] and both["table table4"] == alone["table table4"] | shown
+    assert shown <= inputs(snakemake(clone, "--dry-run", "claims", "--config", "scale=tiny"))["table table4"]
+
+
 # --- what makes a number outdated ------------------------------------------------------------------------------
 
 
@@ -345,6 +353,7 @@ def test_smoke_scale_for_real(tmp_path):
     assert made == {id_ for id_, exhibit in exhibits_of(config.load("smoke")).items() if exhibit.kind == "figure"}
     collected = pd.read_parquet(folder / "results/smoke/claims.parquet")
     assert len(collected) >= 50 and set(collected["exhibit"]) <= set(exhibits_of(config.load("smoke")))
+    assert "Nothing to be done" in snakemake(folder, "all", "--config", "scale=smoke")
 
     snakemake(folder, "report", "--config", "scale=smoke")
     assert "At scale smoke, " in (folder / "results/smoke/report.html").read_text()
@@ -360,8 +369,8 @@ over: paper-dry
 description: a rehearsal with fewer methods and tasks
 glue: {jobs: [], tasks: [rte], methods: [lora, ether-plus]}
 glue_rates: {methods: [ether-plus], learning_rates: [1.0e-2]}
-instruct: {methods: [ether-plus-n32]}
-instruct_rates: {methods: [ether-plus-n32], learning_rates: [1.0e-2]}
+instruct: {methods: [ether-n32]}
+instruct_rates: {methods: [lora], learning_rates: [1.0e-2]}
 subject: {jobs: [], tasks: [teapot], methods: [lora-r4, ether-plus]}
 subject_factors: {methods: [ether-plus], rate_factors: [1]}
 subject_rates: {methods: [ether], learning_rates: [1.0e-2]}

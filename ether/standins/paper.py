@@ -3,7 +3,7 @@
     python -m ether.standins paper MIRROR
     snakemake --cores 2 all --config scale=paper-dry mirror=MIRROR
 
-runs every experiment of the paper's scale to the end of its tables and figures on a CPU, in half precision, with accumulation and
+runs every experiment of the paper's scale to the end of its tables and figures on a CPU, in its precisions, with accumulation and
 gradient checkpointing, in a few steps each. The weights are random and the data are those of this project's worlds in the hub's
 layouts, so the numbers have no meaning; what is tested is that nothing is missing, misnamed or of the wrong shape before a GPU is
 paid for.

@@ -16,10 +16,45 @@ def experiment_files(wildcards):
     return found
 
 
+def available(exhibit):
+    """Whether the experiments it reads are available: in the scale, or in the replay folder."""
+    if SCALE.replay is None:
+        return all(name in JOBS for name in exhibit.experiments)
+    return all(
+        name in JOBS and os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)
+    )
+
+
+OF_ALL_EXHIBITS = {"all", "claims", "site", "report"}  # targets
+
+
+@functools.cache  # called when inputs are determined: the targets are not known before
+def experiments_of_targets():
+    """The experiments that the targets of the command line need.
+
+    Not those of targets that are files, and none in a process that executes a single job for another one of Snakemake.
+    """
+    if SCALE.replay is not None or workflow.dag_settings.target_jobs:
+        return set()
+    targets = set(workflow.dag_settings.targets) or {"all"}
+    wanted = [
+        exhibit
+        for exhibit in EXHIBITS.values()
+        if available(exhibit) and targets & (OF_ALL_EXHIBITS | {exhibit.id, f"{exhibit.kind}s"})
+    ]
+    return {name for exhibit in wanted for name in exhibit.experiments}
+
+
 def optional_files(wildcards):
-    """The optional metrics of an exhibit, if they exist: from an earlier run here, or committed."""
+    """The optional metrics of an exhibit: those that this workflow makes, and those that exist, made before or committed.
+
+    Without the former, the exhibit might be made before them, and would be made again when the workflow is started again.
+    """
     found = []
     for name in EXHIBITS[wildcards.exhibit].optional:
+        if name in experiments_of_targets():
+            found += metrics_of(name, SCALE.metrics_folder)
+            continue
         for folder in (SCALE.metrics_folder, f"results/published/{SCALE_NAME}/metrics"):
             if all(os.path.exists(file) for file in metrics_of(name, folder)):
                 found += metrics_of(name, folder)
@@ -88,15 +123,6 @@ for exhibit in EXHIBITS.values():
             exhibit.id
         input:
             lambda wildcards, exhibit=exhibit: targets(exhibit),
-
-
-def available(exhibit):
-    """Whether the experiments it reads are available: in the scale, or in the replay folder."""
-    if SCALE.replay is None:
-        return all(name in JOBS for name in exhibit.experiments)
-    return all(
-        name in JOBS and os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)
-    )
 
 
 rule tables:
