@@ -223,6 +223,7 @@ def test_the_paper_s_scale_runs_on_a_mirror_to_its_scores(mirror: Path, tmp_path
     from ether.run import run
 
     for spec in paper(mirror, methods="base,ether-plus-n32"):
+        spec.hyperparameters["batch_size"] = 4  # a CPU may have no instructions for bfloat16
         check.check_run(spec, tmp_path / "results")
         row, values = run(spec, tmp_path / "results", tmp_path / spec.run_id)
         assert row["status"] == "finished" and row["dtype"] == "bfloat16"
@@ -242,7 +243,7 @@ def test_every_hyperparameter_can_be_used_in_a_methods_config(
 
     how = {"kind": "peft", "type": "LORA", "config": {"r": 2, "lora_dropout": "$weight_decay"}}
     spec = dataclasses.replace(paper(mirror, methods="lora")[0], adapt=how)
-    spec.hyperparameters["weight_decay"] = 0.25
+    spec.hyperparameters |= {"weight_decay": 0.25, "batch_size": 2}
     check.check_run(spec, tmp_path / "results")
     seen = []
     fit = instruct.Instruct.fit

@@ -386,7 +386,7 @@ vtab_rates: {tasks: [eurosat], methods: [ether-plus], learning_rates: [1.0e-2]}
 
 @pytest.mark.dag(minutes=10)
 def test_every_experiment_of_the_papers_scale_reaches_its_tables(tmp_path):
-    """With models of the real depth in half precision, accumulation and checkpointing; killed once after a checkpoint."""
+    """With models of the real depth, accumulation and checkpointing; killed once after a checkpoint."""
     from ether.standins import paper
 
     mirror = tmp_path / "mirror"

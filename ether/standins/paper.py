@@ -3,10 +3,10 @@
     python -m ether.standins paper MIRROR
     snakemake --cores 2 all --config scale=paper-dry mirror=MIRROR
 
-runs every experiment of the paper's scale to the end of its tables and figures on a CPU, in its precisions, with accumulation and
-gradient checkpointing, in a few steps each. The weights are random and the data are those of this project's worlds in the hub's
-layouts, so the numbers have no meaning; what is tested is that nothing is missing, misnamed or of the wrong shape before a GPU is
-paid for.
+runs every experiment of the paper's scale to the end of its tables and figures on a CPU, with accumulation and gradient
+checkpointing, the image generators in half precision, in a few steps each. The weights are random and the data are those of
+this project's worlds in the hub's layouts, so the numbers have no meaning; what is tested is that nothing is missing, misnamed
+or of the wrong shape before a GPU is paid for.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MOVED = {
 }
 # Subjects of google/dreambooth, and which of the world's stand in for them; of MMLU, in place of the world's own.
 SUBJECTS = {"dog": "fluent_penguin", "backpack": "fluent_cupcake", "teapot": "fluent_teapot"}
-QUESTIONS = ("anatomy", "astronomy", "marketing", "nutrition", "philosophy", "prehistory", "sociology", "virology")
+QUESTIONS = ("anatomy", "astronomy", "marketing")
 
 
 def _write_encoder(folder: Path, seed: int) -> None:
