@@ -243,7 +243,7 @@ def test_every_hyperparameter_can_be_used_in_a_methods_config(
 
     how = {"kind": "peft", "type": "LORA", "config": {"r": 2, "lora_dropout": "$weight_decay"}}
     spec = dataclasses.replace(paper(mirror, methods="lora")[0], adapt=how)
-    spec.hyperparameters |= {"weight_decay": 0.25, "batch_size": 2}
+    spec.hyperparameters.update(weight_decay=0.25, batch_size=2)
     check.check_run(spec, tmp_path / "results")
     seen = []
     fit = instruct.Instruct.fit
