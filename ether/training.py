@@ -305,7 +305,7 @@ class Trainer(transformers.Trainer):
     """
 
     WEIGHTS = "trained.safetensors"
-    LOSS = "loss since the last log"  # beside the weights: sum of the losses, and the step of the last log
+    LOSS = "loss-{}.safetensors"  # of each process: sum of the losses since the last log, and the step of that log
     resumed: torch.Tensor | None = None  # the same, until training goes on
     items = 0  # examples, or positions with a label, in the batch of the current step
 
@@ -368,13 +368,24 @@ class Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         with atomic(folder / self.WEIGHTS) as temporary:
-            tensors = {n: p.detach().cpu().contiguous().clone() for n, p in self._trained().items()}
-            since = torch.tensor([float(self._tr_loss), self._globalstep_last_logged], dtype=torch.float64)
-            save_file(tensors | {self.LOSS: since}, temporary)
+            save_file({n: p.detach().cpu().contiguous().clone() for n, p in self._trained().items()}, temporary)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As in the Trainer, and the loss since the last log. Returns when every process has written its own."""
+        super()._save_rng_state(output_dir)
+        since = torch.tensor([float(self._tr_loss), self._globalstep_last_logged], dtype=torch.float64)
+        with atomic(Path(output_dir) / self.LOSS.format(self.args.process_index)) as temporary:
+            save_file({"since": since}, temporary)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        stored = load_file(Path(resume_from_checkpoint) / self.WEIGHTS)
-        self.resumed = stored.pop(self.LOSS)
+        folder = Path(resume_from_checkpoint)
+        stored = load_file(folder / self.WEIGHTS)
+        files = list(folder.glob(self.LOSS.format("*")))
+        if len(files) == self.args.world_size:
+            files = [folder / self.LOSS.format(self.args.process_index)]
+        # With another number of processes than before, each takes the mean, which is what is logged.
+        self.resumed = torch.stack([load_file(file)["since"] for file in files]).mean(0)
         with torch.no_grad():
             for name, tensor in self._trained().items():
                 tensor.copy_(stored[name])

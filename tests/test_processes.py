@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_two_processes_have_the_numbers_of_one(workplace: Path, tmp_path: Path, 
     for key, value in values(expected).items():
         # One of the few questions may be decided by rounding; the losses are not.
         assert values(found)[key] == pytest.approx(value, rel=1e-4, abs=0 if key[2] == "loss" else 26), key
+
+
+def test_processes_go_on_from_a_checkpoint_to_the_same_numbers(workplace: Path, tmp_path: Path) -> None:
+    spec = spec_of("glue", 2, methods="lora", tasks="rte")
+    # The checkpoint lies between two logs of the loss, which is a mean over the steps since the last one, of all processes.
+    spec.hyperparameters.update(max_steps=6, evaluations=2, checkpoint_steps=4)
+    whole = runner.run(spec, Path("results/smoke"), tmp_path)[1]
+    (checkpoint,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name != "checkpoint-6")
+    shutil.rmtree(tmp_path / "checkpoints/checkpoint-6", ignore_errors=True)
+    written = {file.name: file.stat().st_mtime_ns for file in checkpoint.iterdir()}
+    resumed = runner.run(spec, Path("results/smoke"), tmp_path)[1]
+    assert checkpoint.name == "checkpoint-4" and {f.name: f.stat().st_mtime_ns for f in checkpoint.iterdir()} == written
+    assert values(resumed) == values(whole)
 
 
 def test_an_error_in_a_process_is_the_run_s(workplace: Path, tmp_path: Path) -> None:
