@@ -67,6 +67,16 @@ def test_processes_go_on_from_a_checkpoint_to_the_same_numbers(workplace: Path, 
     assert checkpoint.name == "checkpoint-4" and {f.name: f.stat().st_mtime_ns for f in checkpoint.iterdir()} == written
     assert values(resumed) == values(whole)
 
+    # With another number of processes it goes on as well; a sum in another order is not equal to the bit.
+    shutil.rmtree(tmp_path / "checkpoints/checkpoint-6", ignore_errors=True)
+    alone = dataclasses.replace(spec, resources=spec.resources | {"processes": 1})
+    assert alone.processes == 1
+    of_one = values(runner.run(alone, Path("results/smoke"), tmp_path)[1])
+    assert {f.name: f.stat().st_mtime_ns for f in checkpoint.iterdir()} == written
+    for key, value in values(whole).items():
+        if key[2] == "loss":
+            assert of_one[key] == pytest.approx(value, rel=1e-4), key
+
 
 def test_an_error_in_a_process_is_the_run_s(workplace: Path, tmp_path: Path) -> None:
     spec = spec_of("glue", 2, methods="lora", tasks="rte")

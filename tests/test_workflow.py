@@ -369,8 +369,8 @@ over: paper-dry
 description: a rehearsal with fewer methods and tasks
 glue: {jobs: [], tasks: [rte], methods: [lora, ether-plus]}
 glue_rates: {methods: [ether-plus], learning_rates: [1.0e-2]}
-instruct: {methods: [ether-n32]}
-instruct_rates: {methods: [lora], learning_rates: [1.0e-2]}
+instruct: {methods: [ether-plus-n32]}
+instruct_rates: {methods: [ether-plus-n32], learning_rates: [1.0e-2]}
 subject: {jobs: [], tasks: [teapot], methods: [lora-r4, ether-plus]}
 subject_factors: {methods: [ether-plus], rate_factors: [1]}
 subject_rates: {methods: [ether], learning_rates: [1.0e-2]}
