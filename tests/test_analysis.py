@@ -210,7 +210,7 @@ def test_what_was_not_run_cannot_be_reproduced_but_can_be_contradicted():
     assert _one(_claim("every", Comparison("a", "b", "y"), missing), evidence)["verdict"] == "contradicted"
     assert _one(_claim("some", Comparison("a", "b", "x"), missing), evidence)["verdict"] == "reproduced"
     assert _one(_claim("every", missing), evidence)["missing"] == "c was not run"
-    assert _one(_claim("every", Comparison("a", "b", "z")), evidence)["missing"] == "a has no z"
+    assert _one(_claim("every", Comparison("a", "b", "z")), evidence)["missing"] == "no value of a for: z"
 
 
 def test_one_unit_tests_nothing_and_untrained_methods_pair_with_every_seed():
@@ -282,6 +282,47 @@ def test_holms_correction():
     assert hits <= 6
 
 
+def test_where_all_tests_must_agree_no_p_value_is_corrected():
+    """An intersection-union test: its level is that of one test, and Holm's correction would only take power from it."""
+
+    def evidence(*effects):
+        return pd.DataFrame(
+            [
+                {"method": m, "metric": metric, "task": "t", "seed": s, "value": v if m == "a" else 0.0}
+                for metric, values in zip("xyz", effects, strict=False)
+                for m in ("a", "b")
+                for s, v in enumerate(values)
+            ]
+        )
+
+    barely = (1.0, 1.7, 2.3)  # one-sided p = 0.0236
+    assert 0.02 < claims.p_greater(barely) < 0.025
+    both = evidence(barely, barely)
+    assert _one(_claim("every", *A_OVER_B), both)[["verdict", "supporting"]].tolist() == ["reproduced", 2]
+    assert _one(_claim("some", *A_OVER_B), both)[["verdict", "supporting"]].tolist() == ["undecided", 0]  # one would decide
+    against = evidence(*[[-value for value in barely]] * 2)
+    assert _one(_claim("every", *A_OVER_B), against)[["verdict", "contradicting"]].tolist() == ["undecided", 0]
+    assert _one(_claim("some", *A_OVER_B), against)[["verdict", "contradicting"]].tolist() == ["contradicted", 2]
+    # The worst case: one test is true beyond doubt, and the other is at the boundary of the null hypothesis.
+    random = np.random.default_rng(0)
+    drawn = [evidence(random.normal(10, 1, size=4), random.normal(size=4)) for _ in range(400)]
+    hits = sum(_one(_claim("every", *A_OVER_B), frame)["verdict"] == "reproduced" for frame in drawn)
+    assert hits <= 400 * 0.025 + 2.5 * (400 * 0.025 * 0.975) ** 0.5
+
+
+def test_an_undecided_claim_says_which_verdict_more_units_would_give_it():
+    rows = [
+        {"method": m, "metric": "x", "task": "t", "seed": s, "value": v if m == "a" else 0.0}
+        for m in ("a", "b")
+        for s, v in enumerate((1.0, 2.0, -0.5))
+    ]
+    below = [row | {"value": -row["value"]} for row in rows]
+    claim = {quantifier: _claim(quantifier, Comparison("a", "b", "x")) for quantifier in ("every", "some", "average")}
+    for quantifier in claim:
+        assert _one(claim[quantifier], pd.DataFrame(rows))["would_be"] == "reproduced", quantifier
+        assert _one(claim[quantifier], pd.DataFrame(below))["would_be"] == "contradicted", quantifier
+
+
 def test_units_needed_decide_the_claim_when_they_are_there():
     random = np.random.default_rng(1)
     claim = _claim("every", Comparison("a", "b", "x"))
@@ -347,7 +388,8 @@ def test_the_best_rate_its_width_and_the_edge_of_the_grid():
     grid = _grid({1e-4: 10.0, 1e-3: 48.0, 1e-2: 50.0, 1e-1: 46.0, 1.0: 20.0}, configured=1e-3)
     chosen = rates.choose(grid).iloc[0]
     assert (chosen["best_rate"], chosen["best_score"], chosen["worst"]) == (1e-2, 50.0, 10.0) and not chosen["at_edge"]
-    assert chosen["width"] == pytest.approx(2.0)  # from 1e-3 to 1e-1 at 90 % of the best
+    # From 1e-3 to 1e-1 at 90 % of the best, 45, and on both sides the part of a decade in which the interpolated score is above.
+    assert chosen["width"] == pytest.approx(2.0 + 3 / 38 + 1 / 26)
     assert (chosen["configured_rate"], chosen["configured_score"]) == (1e-3, 48.0)
     assert rates.choose(_grid({1e-3: 1.0, 1e-2: 2.0})).iloc[0]["at_edge"]
 

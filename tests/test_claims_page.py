@@ -85,7 +85,8 @@ def test_there_is_one_sentence_a_verdict_with_counts_by_benchmark(made: verdicts
     assert made.quotes() == [
         "At scale small, 2 of 5 statements of the paper are reproduced: 1 on GLUE and 1 on instruction tuning.",
         "At scale small, 1 of 5 statements of the paper is contradicted: 1 on GLUE.",
-        "At scale small, 1 of 5 statements of the paper is undecided, because the intervals allow for both answers: 1 on GLUE.",
+        "At scale small, 1 of 5 statements of the paper is undecided, because the tests allow for both answers (where one of "
+        "several would decide, corrected for their number): 1 on GLUE.",
         "At scale small, 1 of 5 statements of the paper is not testable here, because a method, a metric or a second unit is "
         "missing: 1 on instruction tuning.",
         "Of 1 statement that this suite adds: 1 reproduced.",
@@ -97,15 +98,17 @@ def test_every_claim_without_a_decision_says_what_would_decide_it(made: verdicts
     found = made.undecided().set_index("claim")["what would decide it"]
     needed = made.frame.set_index("id").loc["c", "units_needed"]
     assert list(found.index) == ["C.", "D."]
-    assert found["C."] == f"{needed} further seeds, with the same mean and spread"
-    assert found["D."] == "missing: ETHER has no d"
+    assert found["C."] == f"{needed} further seeds; with the same mean and spread it would be reproduced"
+    assert found["D."] == "missing: no value of ETHER for: d"
     row = made.frame.iloc[2]
     single = row.to_frame().T.assign(verdict="not testable here", missing="one task only").iloc[0]
     assert verdicts.decided_by(single) == "missing: a second task"
     for change, text in (
         ({"units_needed": pd.NA}, "more than 10,000"),
         ({"n": 1}, "a second seed"),
-        ({"units_needed": 1}, "1 further seed,"),
+        ({"n": 2}, "the spread of 2 says too little"),
+        ({"units_needed": 1}, "1 further seed;"),
+        ({"units_needed": 1, "units": "settings"}, "1 further setting;"),
     ):
         assert text in verdicts.decided_by(row.to_frame().T.assign(**change).iloc[0])
 
@@ -203,8 +206,8 @@ def test_a_grid_gives_the_range_that_keeps_the_score_and_the_values_at_multiples
     found = values(robustness.scores(grid("ether", (0.1, 1.0, 0.95, 0.5)), {"ether": 1e-2}, "score"))
     assert found == pytest.approx(
         {
-            "width": 1.0, "best_rate": -3.0, "score_x0.1": 1.0, "score_kept_x0.1": 1 / 0.95, "score_x10": 0.5,
-            "score_kept_x10": 0.5 / 0.95,
+            "width": 1.0 + 0.1 / 0.9 + 0.05 / 0.45, "best_rate": -3.0, "score_x0.1": 1.0, "score_kept_x0.1": 1 / 0.95,
+            "score_x10": 0.5, "score_kept_x10": 0.5 / 0.95,
         }
     )  # fmt: skip
     assert set(values(robustness.scores(grid("ether", (1, 1, 1, 1)), {"ether": 1e-2}, "dino"))) == {
@@ -215,27 +218,34 @@ def test_a_grid_gives_the_range_that_keeps_the_score_and_the_values_at_multiples
 def test_a_run_that_diverged_counts_as_0_and_a_rate_beside_the_grid_has_no_value() -> None:
     statuses = ("finished", "finished", "finished", "diverged")
     found = values(robustness.scores(grid("ether", (0.1, 1.0, 0.95, 0.9), statuses), {"ether": 1e-2}, "score"))
-    assert found["score_x10"] == 0 and found["width"] == 1
+    assert found["score_x10"] == 0 and found["width"] == pytest.approx(1 + 0.1 / 0.9 + 0.05 / 0.95)
     assert set(values(robustness.scores(grid("ether", (1, 1, 1, 1)), {"ether": 1e-1}, "score"))) == {
         "width", "best_rate", "score_x0.1", "score_kept_x0.1",
     }  # fmt: skip
 
 
-def test_distances_have_their_ends_and_their_ratio_at_the_highest_rate() -> None:
+def test_distances_have_their_ends_and_the_orders_of_magnitude_between_them_at_the_highest_rate() -> None:
     both = pd.concat([grid("ether", (2, 2, 2, 2)), grid("oft-n4", (1, 5, 9, 30))], ignore_index=True)
     found = robustness.distances(both, "transformation_distance").set_index(["method", "metric"])["value"]
     assert found["oft-n4", "transformation_distance_least"] == 1
     assert found["oft-n4", "transformation_distance_greatest"] == 30
-    assert found["oft-n4", "transformation_distance_over_ether"] == 15
+    assert found["oft-n4", "transformation_distance_at_highest"] == pytest.approx(math.log10(30))
+    assert found["oft-n4", "transformation_distance_over_ether"] == pytest.approx(math.log10(15))
+    assert found["ether", "transformation_distance_over_ether"] == 0
 
 
-def test_a_run_that_diverged_has_no_distance() -> None:
+def test_a_run_that_diverged_counts_at_the_highest_rate_as_the_farthest_that_finished() -> None:
     diverged = grid("lora-r4", (1, 5, 9, 30), ("finished", "finished", "finished", "diverged"))
     both = pd.concat([grid("ether", (2, 2, 2, 2)), diverged], ignore_index=True)
     found = robustness.distances(both, "weight_distance").set_index(["method", "metric"])["value"]
     assert found["lora-r4", "weight_distance_least"] == 1
     assert found["lora-r4", "weight_distance_greatest"] == 9
-    assert found["lora-r4", "weight_distance_over_ether"] == 4.5
+    assert found["lora-r4", "weight_distance_at_highest"] == pytest.approx(math.log10(9))
+    assert found["lora-r4", "weight_distance_over_ether"] == pytest.approx(math.log10(4.5))
+    of_ether = robustness.distances(both[both["method"] == "ether"], "weight_distance")
+    assert set(of_ether["metric"]) >= {"weight_distance_at_highest", "weight_distance_over_ether"}
+    nothing = robustness.distances(both.assign(status="diverged"), "weight_distance")
+    assert nothing.empty
 
 
 def test_a_grid_without_scores_or_bounded_methods_leaves_claims_untested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def store_rates(scale: config.Scale) -> None:
             for seed in range(3):
                 peak = {1e-5: 24.0, 1e-4: 10.0}.get(rate, 2.0)
                 value = ROBUST.get(method, 10.0 if method == "encoder-only" else peak)
+                value += 0.01 * (seed % 2) * (method == "naive-n4" and rate == 1e-5)  # its differences from OFT have a spread
                 diverged = method == "naive-n4" and rate == 1e-2
                 values = {} if diverged else last(value, seed)
                 early = value if method in ROBUST else value / 2
@@ -88,6 +89,10 @@ def test_table3_has_the_papers_rows_its_own_and_the_ceiling(scale: config.Scale)
     judged = made.judged.set_index("id")["verdict"]
     assert judged["control-adaptation-beats-encoder"] == judged["control-ether-plus-best"] == "reproduced"
     assert judged["control-lora-row"] == judged["control-magnitudes-gain-little"] == "reproduced"
+    of_lora = control.evidence("table3", scale).query("metric == 'of_ether_plus_chosen'")
+    assert set(of_lora["method"]) == {"lora-r4"} and of_lora["value"].tolist() == pytest.approx(
+        [MIOU["lora-r4"] / MIOU["ether-plus"]] * 3
+    )
     assert judged["control-image-alignment-kept"] == "reproduced"  # lower FID
     by_class = control.by_class(scale)
     assert by_class.loc["Real images", "wall"] == 90 and by_class.loc["ETHER+", "wall"] == pytest.approx(60.024)
@@ -122,7 +127,14 @@ def test_table6_and_figure7_have_a_right_half_once_its_runs_are_there(scale: con
     made = report.make("table6", "paper")
     row = at(made.data, "naive-n4", "mIoU")
     assert row.ours == pytest.approx(24.2 * 1.0004) and row.unit == "seed" and at(made.data, "naive-n4", "DINO").unit == "task"
-    assert made.judged.set_index("id")["verdict"]["control-oft-naive-similar"] == "reproduced"
+    judged = made.judged.set_index("id")
+    assert judged["verdict"]["control-oft-naive-similar"] == "reproduced"
+    assert "same learning rate" in judged["evidence"]["control-oft-naive-similar"]
+    assert (judged["benchmark"][judged.index.str.startswith("control")] == "Controllable generation").all()
+    same = subject.evidence("table6", scale)
+    same = same[same["metric"] == "miou_same_rate"].set_index(["method", "seed"])["value"]
+    # At 1e-5, the best of the rates at which both finished all runs.
+    assert same["oft-n4", 0] == 24 and same["naive-n4", 1] == pytest.approx(24.01 * 1.0004)
     figure = report.make("figure7", "paper")
     assert figure.figure is not None and len(figure.figure.axes) == 8
     judged = figure.judged.set_index("id")["verdict"]
@@ -140,7 +152,8 @@ def test_figure5_shows_the_grid_and_its_claims_weigh_width_and_peak(scale: confi
     made = report.make("figure5", "paper")
     assert made.figure is not None and [a.get_title() for a in made.figure.axes] == ["mIoU, %", "FID"]
     judged = made.judged.set_index("id")["verdict"]
-    assert len(judged) == 5 and set(judged) == {"reproduced"}
+    assert judged.pop("control-oft-naive-same-working-range") == "undecided"  # equal in all seeds: a tie has no spread
+    assert len(judged) == 7 and set(judged) == {"reproduced"}
     data = made.data
     lost = data[(data["method"] == "naive-n4") & (data["learning_rate"] == 1e-2)]
     assert lost.loc[lost["metric"] == "miou", "value"].tolist() == [0, 0, 0]
@@ -252,7 +265,7 @@ def test_figure12_compares_the_combinations_with_the_references(scale: config.Sc
     share = found[found["metric"] == "of_ether_plus"]["value"]
     assert len(share) == len(specs) and share.max() == pytest.approx((5.0 + 0.2 * (len(specs) - 1)) / 30.012)
     judged = verdicts(control_claims, "figure12", found)
-    assert judged == {"control-lora-fails": "reproduced", "control-lora-below-encoder": "reproduced"}
+    assert judged == {"control-lora-fails-on-average": "reproduced", "control-lora-below-encoder": "reproduced"}
 
 
 def test_there_are_claims_on_every_statement_of_the_paper() -> None:

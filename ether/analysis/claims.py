@@ -4,8 +4,10 @@ A claim is a quantifier over tests. A test compares two methods in one metric (`
 bound (`Bound`). Every test has an effect, which is positive if it agrees with the claim, with the 95 % Student t interval
 of `ether.analysis.intervals`, and two one-sided p-values: for the claim and against it. "Similar" is a comparison with a
 margin in the metric's unit, tested by two one-sided tests against the margin in both directions. All tests have a level of
-2.5 % on each side, so that an uncorrected test is decided if and only if its 95 % interval excludes the bound. The p-values of
-one claim are then corrected by Holm's method, for and against separately; a test supports or contradicts after that correction.
+2.5 % on each side, so that an uncorrected test is decided if and only if its 95 % interval excludes the bound. Where one test of
+many would decide the claim, the p-values in that direction are corrected by Holm's method: those against a claim with the
+quantifier every, and those for a claim with the quantifier some. Where all tests must agree, the level of the whole is that of a
+single test (an intersection-union test: the probability that all of them err is at most that of one), and nothing is corrected.
 
 The verdict of a claim:
 
@@ -40,7 +42,7 @@ Quantifier = Literal["every", "average", "some"]
 Relation = Literal["better", "similar", "no worse"]
 COLUMNS = [
     "id", "exhibit", "source", "claim", "quantifier", "verdict", "effect", "low", "high", "n", "unit", "supporting",
-    "contradicting", "tests", "missing", "paper", "units_needed", "evidence",
+    "contradicting", "tests", "missing", "paper", "units_needed", "would_be", "units", "kind", "benchmark", "evidence",
 ]  # fmt: skip
 
 
@@ -119,6 +121,9 @@ class Claim:
         text: the claim in our words.
         quantifier: every | average | some of the tests.
         tests: the tests. Under `average` they must be differences in the same unit.
+        benchmark: the heading under which the claim is counted; "" for that of its module.
+        by_construction: whether the method's definition implies the claim, so that a measurement can only confirm it.
+        units: what the units are called, if they are neither subjects nor seeds.
     """
 
     id: str
@@ -127,6 +132,9 @@ class Claim:
     text: str
     quantifier: Quantifier
     tests: tuple[Test, ...]
+    benchmark: str = dataclasses.field(default="", kw_only=True)
+    by_construction: bool = dataclasses.field(default=False, kw_only=True)
+    units: str = dataclasses.field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.quantifier not in get_args(Quantifier):
@@ -168,7 +176,7 @@ def compare_all(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted by Holm's step-down method. NaN, the p-value of a test without enough values, counts as 1."""
-    values = [1.0 if math.isnan(p) else p for p in p_values]
+    values = [_p_or_1(p) for p in p_values]
     adjusted, largest = [1.0] * len(values), 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
         largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
@@ -246,7 +254,7 @@ def _measure(test: Test, evidence: pd.DataFrame, default_unit: str, metrics: Map
         if rows.empty:
             was_run = (evidence["method"] == method).any()
             name = metrics[test.metric].name if test.metric in metrics else test.metric
-            return _Result(test, [], missing=f"{method} has no {name}" if was_run else f"{method} was not run")
+            return _Result(test, [], missing=f"no value of {method} for: {name}" if was_run else f"{method} was not run")
     unit = str(values[test.methods[0]]["unit"].iloc[0]) if "unit" in evidence else default_unit
     by = "seed" if unit == EXACT else unit
     if isinstance(test, Bound):
@@ -289,9 +297,11 @@ def judge(
     Returns:
         One row per claim with the columns of ``COLUMNS``. `effect`, `low`, `high`: of the average, or of the test with the
         smallest (quantifier every) or largest (some) distance from the boundary of the claim in standard errors. `supporting`,
-        `contradicting` of `tests`: numbers after Holm's correction. `paper`: the result of the printed numbers. `units_needed`:
-        for an undecided claim, the number of additional units that would decide it at the observed mean and standard
-        deviation; NA if more than 10,000 are needed, or if a test has one unit only.
+        `contradicting` of `tests`: numbers after the correction that the quantifier asks for. `paper`: the result of the printed
+        numbers. `units_needed`: for an undecided claim, the number of additional units that would decide it at the observed
+        mean and standard deviation; NA if more than 10,000 are needed, or if a test has one unit only. `would_be`: the verdict
+        it would then have. `units`, `benchmark`: from the claim. `kind`: counted (values of the unit ``exact``), construction,
+        or measured.
     """
     rows = [_judge(claim, evidence, unit, metrics or {}, labels or {}, paper or {}) for claim in claims]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"units_needed": "Int64"})
@@ -308,9 +318,12 @@ def _judge(
     results = [_measure(test, evidence, unit, metrics) for test in claim.tests]
     made = [result for result in results if not result.missing]
     missing = [result.missing for result in results if result.missing]
-    for result, against, for_claim in zip(
-        made, holm([r.p_values()[1] for r in made]), holm([r.p_values()[0] for r in made]), strict=True
-    ):
+    for_each, against_each = ([_p_or_1(r.p_values()[side]) for r in made] for side in (0, 1))
+    if claim.quantifier == "every":
+        against_each = holm(against_each)
+    elif claim.quantifier == "some":
+        for_each = holm(for_each)
+    for result, for_claim, against in zip(made, for_each, against_each, strict=True):
         result.verdict = "supporting" if for_claim <= ALPHA else "contradicting" if against <= ALPHA else "undecided"
     counts = {kind: sum(result.verdict == kind for result in made) for kind in ("supporting", "contradicting", "undecided")}
     reported = made
@@ -325,6 +338,8 @@ def _judge(
     if claim.quantifier == "some":
         chosen = max(reported, key=lambda r: r.strength, default=None)
     interval = mean_interval(chosen.effects if chosen else [], chosen.unit if chosen else unit)
+    needed, would_be = _units_needed(claim.quantifier, reported) if verdict == "undecided" else (None, "")
+    counted = bool(made) and all(result.unit == EXACT for result in made)
     return {
         "id": claim.id,
         "exhibit": claim.exhibit,
@@ -342,7 +357,11 @@ def _judge(
         "tests": len(results),
         "missing": "; ".join(dict.fromkeys(missing)),
         "paper": _of_the_paper(claim, metrics, paper),
-        "units_needed": _units_needed(claim.quantifier, reported) if verdict == "undecided" else None,
+        "units_needed": needed,
+        "would_be": would_be,
+        "units": claim.units,
+        "kind": "counted" if counted else "construction" if claim.by_construction else "measured",
+        "benchmark": claim.benchmark,
         "evidence": _evidence(made, missing, verdict, metrics, labels),
     }
 
@@ -373,18 +392,29 @@ def _average(made: Sequence[_Result], missing: Sequence[str]) -> tuple[Verdict, 
     return "reproduced" if for_claim <= ALPHA else "contradicted" if against <= ALPHA else "undecided", [mean]
 
 
-def _units_needed(quantifier: str, results: Sequence[_Result]) -> int | None:
-    """Number of additional units that would decide a claim, with each test at the smallest of Holm's levels."""
+def _p_or_1(p_value: float) -> float:
+    """A p-value; 1 for NaN, that of a test without enough values."""
+    return 1.0 if math.isnan(p_value) else p_value
+
+
+def _units_needed(quantifier: str, results: Sequence[_Result]) -> tuple[int | None, str]:
+    """Number of additional units that would decide a claim, and the verdict that it would then have.
+
+    Where one test decides, it is taken at the smallest of Holm's levels; where all must agree, each at the level of a single one.
+    """
     undecided = [result for result in results if result.verdict == "undecided"]
-    needed = {id(result): result.units_to_decide(ALPHA / len(results)) for result in undecided}
     one_decides = [r for r in undecided if r.holds == (quantifier == "some")]
+    one, all_agree = ("reproduced", "contradicted") if quantifier == "some" else ("contradicted", "reproduced")
+    if quantifier == "average":
+        one_decides, all_agree = [], "reproduced" if undecided and undecided[0].holds else "contradicted"
     if one_decides:  # a single test in this direction decides the claim
-        found = [n - len(r.effects) for r in one_decides if (n := needed[id(r)]) is not None]
-        return max(1, min(found)) if found else None
-    counts = [(needed[id(r)], len(r.effects)) for r in undecided]
-    if not counts or any(n is None for n, _ in counts):
-        return None
-    return max(1, max(n - measured for n, measured in counts if n is not None))
+        totals = [(r.units_to_decide(ALPHA / len(results)), len(r.effects)) for r in one_decides]
+        found = [n - measured for n, measured in totals if n is not None]
+        return (max(1, min(found)), one) if found else (None, "")
+    totals = [(r.units_to_decide(ALPHA), len(r.effects)) for r in undecided]
+    if not totals or any(n is None for n, _ in totals):
+        return None, ""
+    return max(1, max(n - measured for n, measured in totals if n is not None)), all_agree
 
 
 def _of_the_paper(claim: Claim, metrics: Mapping[str, MetricInfo], paper: Mapping[tuple[str, str], float]) -> str:

@@ -30,8 +30,7 @@ def choose(grid: pd.DataFrame) -> pd.DataFrame:
         best_rate, best_score      the rate with the highest mean score, the smallest in case of ties
         at_edge                    whether it is the smallest or the largest rate of the grid: the optimum may be outside
         seeds                      number of seeds
-        width                      orders of magnitude between the smallest and the largest rate of the contiguous range around
-                                   the best rate in which scores are at least ``KEPT`` times the best score
+        width                      see the function of that name
         peak, worst                the highest and the lowest mean score
         configured_rate, configured_score    the rate in the method's file, and its score in the grid
     """
@@ -50,7 +49,7 @@ def choose(grid: pd.DataFrame) -> pd.DataFrame:
                 "best_score": float(finite.max()) if len(finite) else math.nan,
                 "at_edge": best in (scores.index[0], scores.index[-1]) if len(finite) else False,
                 "seeds": int(of_method["seed"].nunique()),
-                "width": width(scores, best) if len(finite) else math.nan,
+                "width": width(scores) if len(finite) else math.nan,
                 "peak": float(finite.max()) if len(finite) else math.nan,
                 "worst": float(finite.min()) if len(finite) else math.nan,
                 "configured_rate": rate,
@@ -65,43 +64,14 @@ def _mean_of_all(values: pd.Series) -> float:
     return float(values.mean(skipna=False))
 
 
-def width(scores: pd.Series, best: float) -> float:
-    """Orders of magnitude of the contiguous range around the best rate with at least ``KEPT`` times the best score."""
-    good = scores >= KEPT * scores.loc[best] if scores.loc[best] > 0 else scores >= scores.loc[best]
-    low = high = list(scores.index).index(best)
-    while low > 0 and good.iloc[low - 1]:
-        low -= 1
-    while high < len(scores) - 1 and good.iloc[high + 1]:
-        high += 1
-    return math.log10(scores.index[high] / scores.index[low])
+def width(scores: pd.Series) -> float:
+    """Orders of magnitude of the contiguous range around the best rate with at least ``KEPT`` times the best score.
 
-
-def per_seed(grid: pd.DataFrame) -> pd.DataFrame:
-    """The sensitivity of each method to the learning rate in each seed of a grid.
+    Its ends are interpolated between the rates of the grid, linearly in their logarithm.
 
     Args:
-        grid: as for `choose`.
-
-    Returns:
-        One row per method and seed: method, seed,
-
-        width      orders of magnitude of the range around the best rate in which scores are at least ``KEPT`` times the best
-                   score; its ends are interpolated between the rates of the grid, linearly in their logarithm
-        peak       the highest score
-        worst      the lowest score
-        highest    the score at the highest rate
+        scores: by learning rate, in increasing order; NaN for a rate without a score.
     """
-    rows = []
-    for (method, seed), of_run in grid[grid["learning_rate"].notna()].groupby(["method", "seed"], sort=False):
-        by_task = of_run.groupby(["learning_rate", "task"])["value"].apply(_mean_of_all)
-        scores = by_task.groupby("learning_rate").apply(_mean_of_all).sort_index()
-        if len(scores.dropna()):
-            rows.append((method, seed, _interpolated_width(scores), scores.max(), scores.min(), scores.iloc[-1]))
-    return pd.DataFrame(rows, columns=["method", "seed", "width", "peak", "worst", "highest"])
-
-
-def _interpolated_width(scores: pd.Series) -> float:
-    """`_width` with ends between the rates of the grid."""
     places = [math.log10(rate) for rate in scores.index]
     best = list(scores.index).index(scores.idxmax())
     bound = KEPT * scores.iloc[best] if scores.iloc[best] > 0 else scores.iloc[best]
@@ -116,6 +86,31 @@ def _interpolated_width(scores: pd.Series) -> float:
             end += share * (places[beyond] - places[at])
         ends.append(end)
     return float(ends[1] - ends[0])
+
+
+def per_seed(grid: pd.DataFrame) -> pd.DataFrame:
+    """The sensitivity of each method to the learning rate in each seed of a grid.
+
+    Args:
+        grid: as for `choose`.
+
+    Returns:
+        One row per method and seed: method, seed,
+
+        width      see the function of that name
+        peak       the highest score
+        worst      the lowest score
+        highest    the score at the highest rate
+        best_rate  decimal logarithm of the rate with the highest score
+    """
+    rows = []
+    for (method, seed), of_run in grid[grid["learning_rate"].notna()].groupby(["method", "seed"], sort=False):
+        by_task = of_run.groupby(["learning_rate", "task"])["value"].apply(_mean_of_all)
+        scores = by_task.groupby("learning_rate").apply(_mean_of_all).sort_index()
+        if len(scores.dropna()):
+            best = math.log10(scores.idxmax())
+            rows.append((method, seed, width(scores), scores.max(), scores.min(), scores.iloc[-1], best))
+    return pd.DataFrame(rows, columns=["method", "seed", "width", "peak", "worst", "highest", "best_rate"])
 
 
 def robustness(grid: pd.DataFrame) -> pd.DataFrame:

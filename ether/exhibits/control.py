@@ -1,6 +1,6 @@
 """Exhibits on controllable generation: Tables 3 and 9, and Figures 5, 6, 10, 11 and 12.
 
-The right halves of Table 6 and Figure 7 are in `ether.exhibits.subject`. Columns of the tables are measured after the last step
+The second halves of Table 6 and Figure 7 are in `ether.exhibits.subject`. Columns of the tables are measured after the last step
 on all images (split `validation`).
 """
 
@@ -38,6 +38,7 @@ METRICS = learning_rates.robustness_metrics("mIoU") | {
     "early_width": MetricInfo("orders of magnitude with 90 % of the peak at the first evaluation", format=".2f"),
     "early_share": MetricInfo("highest mIoU at the first evaluation divided by that at the last", format=".2f"),
     "of_ether_plus": MetricInfo("mIoU divided by that of ETHER+", format=".2f"),
+    "of_ether_plus_chosen": MetricInfo("mIoU at the chosen rate divided by that of ETHER+", format=".2f"),
     "of_encoder_only": MetricInfo("mIoU divided by that of the encoder alone", format=".2f"),
 }
 
@@ -149,8 +150,9 @@ def _progress_evidence(scale: Scale) -> pd.DataFrame:
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
-    Tables: the columns' metrics. Figures 5 and 6: properties of the grid for every method and seed (`METRICS`). Figure 12: for
-    each of LoRA's combinations, its mIoU as a share of ETHER+'s and of the encoder's alone; the combinations are the units.
+    Tables: the columns' metrics; Table 3 also has LoRA's mIoU as a share of ETHER+'s. Figures 5 and 6: properties of the grid for
+    every method and seed (`METRICS`). Figure 12: for each of LoRA's combinations, its mIoU as a share of ETHER+'s and of the
+    encoder's alone; the combinations are the units.
     """
     if exhibit == "figure5":
         return learning_rates.robustness_evidence(rate_grid(scale))
@@ -158,7 +160,13 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
         return common.evidence_of(_progress_evidence(scale))
     if exhibit == "figure12":
         return _lora_evidence(scale)
-    return common.evidence_of(_values(exhibit, scale))
+    found = common.evidence_of(_values(exhibit, scale))
+    if exhibit == "table3":  # LoRA's best against ETHER+, on images by which neither was chosen
+        of_best = found[(found["method"] == BEST) & (found["metric"] == "miou")].set_index(["task", "seed"])["value"]
+        lora = found[(found["method"] == LORA) & (found["metric"] == "miou")]
+        shares = lora["value"] / lora.join(of_best.rename("best"), on=["task", "seed"])["best"]
+        found = pd.concat([found, lora.assign(metric="of_ether_plus_chosen", value=shares).dropna(subset="value")])
+    return found.reset_index(drop=True)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------
@@ -206,8 +214,11 @@ def figure6(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     from matplotlib.colors import LogNorm
 
     from ether.analysis.intervals import summarise
-    from ether.exhibits.style import new_figure, style
+    from ether.exhibits.style import ALERT, new_figure, style
 
+    of_runs, _ = runs.read(scale, "control_rates")
+    lost = of_runs[of_runs["status"] == "diverged"]
+    diverged = {str(stem): sorted(rows["learning_rate"].unique()) for stem, rows in lost.groupby("method")}
     data, unit = _progress(scale), common.unit_of("control_rates")
     stems, tried = list(data["method"].unique()), sorted(data["learning_rate"].dropna().unique())
     figure = new_figure(2.3 * len(stems) + 1.4, 3.2)
@@ -226,7 +237,11 @@ def figure6(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         axes.set_title(config.label(stem), fontsize=10, color=style(stem)[0])
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
+        if lost := diverged.get(stem):
+            text = f"diverged at {', '.join(f'{rate:g}' for rate in lost)}"
+            axes.text(0.97, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=ALERT)
     panels[0].set_ylabel("mIoU, %")
+    panels[0].set_ylim(0, 1.1 * max(data["value"].max(), 1.0))  # intervals over few seeds reach beyond what is possible
     panels[-1].legend(title="learning rate", frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure, data
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+DIVERGENCE = {"diverged": MetricInfo("share of the grid's runs that diverged", "lower", format=".2f")}
+
+
 def grid(scale: Scale, experiment: str, split: str, metrics: Sequence[str], or_published: bool) -> pd.DataFrame:
     """The last values of every run of a grid, in table order, with the columns `split` and `configured`.
 
@@ -48,6 +51,8 @@ def robustness_metrics(score: str) -> dict[str, MetricInfo]:
         "peak": MetricInfo(f"highest {score} of the grid", format=".1f"),
         "worst": MetricInfo(f"lowest {score} of the grid", format=".1f"),
         "at_highest_rate": MetricInfo(f"{score} at the highest rate divided by the peak", format=".2f"),
+        "best_rate": MetricInfo("log10 of the best learning rate", format=".2f"),
+        **DIVERGENCE,
     }
 
 
@@ -60,11 +65,25 @@ def robustness_evidence(grid: pd.DataFrame) -> pd.DataFrame:
         grid: as for `ether.analysis.rates.choose`, with the column `status`.
     """
     found = rates.per_seed(counted(grid))
-    values = {name: found[name] for name in ("width", "peak", "worst")} | {"at_highest_rate": found["highest"] / found["peak"]}
+    values = {name: found[name] for name in ("width", "peak", "worst", "best_rate")}
+    values["at_highest_rate"] = found["highest"] / found["peak"]
     task = grid["task"].iloc[0] if grid["task"].nunique() == 1 else "mean"
     kinds = found["method"].map(grid.drop_duplicates("method").set_index("method")["adapt_kind"])
     base = found[["method", "seed"]].assign(adapt_kind=kinds, task=task)
-    return pd.concat([base.assign(metric=metric, value=series) for metric, series in values.items()], ignore_index=True)
+    frames = [base.assign(metric=metric, value=series) for metric, series in values.items()]
+    return pd.concat([*frames, divergence_evidence(grid)], ignore_index=True)
+
+
+def divergence_evidence(values: pd.DataFrame) -> pd.DataFrame:
+    """The share of runs of a grid that diverged, for every trained method, task and seed: the metric `diverged`.
+
+    Args:
+        values: one or more rows per run, with the columns method, adapt_kind, task, seed, learning_rate and status.
+    """
+    keys = ["method", "adapt_kind", "task", "seed"]
+    once = values[values["learning_rate"].notna() & (values["status"] != "failed")].drop_duplicates([*keys, "learning_rate"])
+    shares = once.assign(value=(once["status"] == "diverged").astype(float)).groupby(keys, sort=False)["value"].mean()
+    return shares.reset_index().assign(metric="diverged")
 
 
 def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, title: str, columns: int = 4) -> Figure:
@@ -104,6 +123,6 @@ def figure(data: pd.DataFrame, panels: Mapping[str, str], main: str, unit: str, 
         if metric == main or any(metric == row[0] for row in rows):
             panel.set_ylabel("score, %")
     legend_beside(axes[main])
-    seeds = ", ".join(map(str, sorted(data["seed"].unique())))
-    drawn.suptitle(f"{title}, tuning splits, seed {seeds})", fontsize=11)
+    seeds = [str(seed) for seed in sorted(data["seed"].unique())]
+    drawn.suptitle(f"{title}, tuning splits, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})", fontsize=11)
     return drawn

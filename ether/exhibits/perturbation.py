@@ -73,12 +73,13 @@ def figure3(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         row_name(row[0], config.label(stem), style(stem)[0])
     images.suptitle("distance of T from the identity, a layer and side", fontsize=10)
     axes = curve.subplots()
-    curves(axes, data[data["metric"] == "dino_same"], "distance", common.unit_of("perturbation"))
+    # ETHER has the distance 0 (no adapter) or 2 and nothing between.
+    curves(axes, data[data["metric"] == "dino_same"], "distance", common.unit_of("perturbation"), unconnected=["ether"])
     axes.set_xlabel("distance of T from the identity")
     axes.set_ylabel("similarity to the\nunperturbed image")
     axes.set_xscale("symlog", base=2, linthresh=0.25)
     least = float(data.loc[data["metric"] == "dino_same", "value"].min())
-    axes.set_ylim(min(least, 0.0) - 0.15, 1.15)  # intervals over two seeds are far wider than the range of a cosine
+    axes.set_ylim(min(least, 0.0) - 0.05, 1.05)  # intervals over two seeds are far wider than the range of a cosine
     ticks = [d for d in distances if abs(d - 2**0.5) > 0.01]  # the label of the square root of 2 would overlap those of 1 and 2
     axes.set_xticks(ticks, [f"{d:g}" for d in ticks])
     axes.minorticks_off()

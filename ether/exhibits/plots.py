@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from ether.analysis.intervals import summarise
 from ether.config import Scale, label
-from ether.exhibits.style import GREY, INK, dashes, new_figure, style
+from ether.exhibits.style import GREY, INK, lines, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ BAND = 3  # units for which an interval is drawn
 CROWDED = 10  # methods in a panel whose intervals cover one another
 
 
-def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
+def curves(axes: Any, data: pd.DataFrame, x: str, unit: str, unconnected: Collection[str] = ()) -> None:
     """Mean and 95 % interval of `value` against `x` for every method, with the individual runs as faint points.
 
     With fewer than `BAND` units there is no interval: that of two is 3.6 times as wide as that of three, and hides the lines.
@@ -37,18 +37,22 @@ def curves(axes: Any, data: pd.DataFrame, x: str, unit: str) -> None:
         data: columns method, task, seed, value and the column `x`.
         x: the column on the horizontal axis.
         unit: of the interval, task | seed.
+        unconnected: methods that have no values between their points: they are drawn without a line.
     """
-    styles = dashes(data["method"].unique())
+    styles = lines(data["method"].unique())
     crowded = data["method"].nunique() >= CROWDED
     for stem, of_method in data.dropna(subset=["value", x]).groupby("method", sort=False):
-        colour, marker = style(str(stem))
+        (colour, dash), marker = styles[stem], style(str(stem))[1]
         rows = [(at, *summarise(at_x, unit)[:4]) for at, at_x in of_method.groupby(x)]
         at, mean, low, high, units = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
         low, high = (np.where(crowded | (units < BAND), np.nan, end) for end in (low, high))
+        apart = stem in unconnected
         axes.plot(
-            at, mean, color=colour, marker=marker, markersize=5, linewidth=1.5, linestyle=styles[stem], label=label(str(stem))
-        )
-        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+            at, mean, color=colour, marker=marker, markersize=7 if apart else 5, linewidth=1.5, linestyle="" if apart else dash,
+            label=label(str(stem)),
+        )  # fmt: skip
+        if not apart:
+            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         if len(of_method) > len(at):
             axes.scatter(of_method[x], of_method["value"], color=colour, s=7, alpha=0.4, linewidth=0)
 

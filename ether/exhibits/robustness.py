@@ -2,13 +2,18 @@
 
 For every method, task and seed the values at all learning rates of a grid are reduced to one value a metric:
 
-width            orders of magnitude of the learning rates around the best one with at least 90 % of its score
+width            orders of magnitude of the learning rates around the best one with at least 90 % of its score; its ends are
+                 interpolated between the rates of the grid, as in all grids (`ether.analysis.rates.width`)
 best_rate        decimal logarithm of the learning rate with the best score
+diverged         share of the runs of the grid that diverged
 <metric>_x10     value at 10 times the learning rate in the method's file; `_x0.1`: at a tenth of it
 <metric>_kept_x10, _kept_x0.1    the same, divided by the value at the rate in the method's file
-<distance>_least, _greatest      smallest and largest distance over the grid
+<distance>_least, _greatest      smallest and largest distance over the grid, of the runs that finished
+<distance>_at_highest            decimal logarithm of the distance at the highest rate of the grid
+<distance>_over_<method>         its difference from that of ETHER or ETHER+ at the same rate: orders of magnitude
 
-A run that diverged has the score 0 and no distance. A method whose grid does not have a rate has no value there.
+A run that diverged has the score 0. Its distance is beyond any that was measured, so at the highest rate it counts as the largest
+distance of all finished runs of the grid, which is a lower bound. A method whose grid does not have a rate has no value there.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from ether import config
 from ether.analysis import rates
 from ether.analysis.claims import MetricInfo
 from ether.config import Scale
-from ether.exhibits import common, subject
+from ether.exhibits import common, learning_rates, subject
 
 SCORE = "score"
 FACTORS = (0.1, 10)
@@ -36,6 +41,7 @@ NAMES = {SCORE: "score", "dino": "DINO", "background": "images with the prompt's
 METRICS = subject.METRICS | {
     "width": MetricInfo("orders of magnitude that keep 90 % of the best score", format=".2f"),
     "best_rate": MetricInfo("log10 of the best learning rate", format=".2f"),
+    **learning_rates.DIVERGENCE,
     **{
         f"{metric}_x{factor:g}": MetricInfo(f"{NAMES[metric]} at {factor:g} times the rate")
         for metric in NAMES
@@ -52,8 +58,12 @@ METRICS = subject.METRICS | {
         for end in ("least", "greatest")
     },
     **{
+        f"{distance}_at_highest": MetricInfo(f"log10 of {subject.METRICS[distance].name} at the highest rate", format=".2f")
+        for distance in subject.PANELS
+    },
+    **{
         f"{distance}_over_{method}": MetricInfo(
-            f"{subject.METRICS[distance].name} at the highest rate, divided by that of {BOUNDED[method]}", format=".1f"
+            f"orders of magnitude of {subject.METRICS[distance].name} at the highest rate above {BOUNDED[method]}", format=".2f"
         )
         for distance in subject.PANELS
         for method in BOUNDED
@@ -89,7 +99,7 @@ def scores(values: pd.DataFrame, configured: Mapping[str, float], metric: str) -
         reduced: dict[str, float] = {}
         if metric == SCORE and len(found):
             best = float(found.idxmax())
-            reduced |= {"width": rates.width(found, best), "best_rate": math.log10(best)}
+            reduced |= {"width": rates.width(found), "best_rate": math.log10(best)}
         rate = configured.get(keys["method"], math.nan)
         own = at_rate(found, rate)
         for factor in FACTORS:
@@ -101,22 +111,29 @@ def scores(values: pd.DataFrame, configured: Mapping[str, float], metric: str) -
 
 
 def distances(values: pd.DataFrame, distance: str) -> pd.DataFrame:
-    """The evidence on a distance: its least and greatest value over the grid, and that at the highest rate relative to those of
-    ETHER and ETHER+. Arguments as for `scores`. A run that diverged has no distance, so the highest rate is that of a run that
-    finished."""
-    rows, highest = [], {}
-    for keys, found in _groups(values[values["status"] == "finished"]):
-        if found.empty:
-            continue
-        rows.append({**keys, "metric": f"{distance}_least", "value": found.min()})
-        rows.append({**keys, "metric": f"{distance}_greatest", "value": found.max()})
-        highest[keys["method"], keys["task"], keys["seed"]] = (keys, float(found.iloc[-1]))
-    for (_, task, seed), (keys, value) in highest.items():
+    """The evidence on a distance: its least and greatest value over the grid, and that at the highest rate of the grid, alone and
+    above those of ETHER and ETHER+. Arguments as for `scores`."""
+    keys, rows, highest = ["method", "adapt_kind", "task", "seed"], [], {}
+    trained = values[values["learning_rate"].notna() & (values["status"] != "failed")]
+    finished = trained[(trained["status"] == "finished") & trained["value"].notna()]
+    for names, found in finished.groupby(keys, sort=False)["value"]:
+        ends = {f"{distance}_least": found.min(), f"{distance}_greatest": found.max()}
+        rows += [{**dict(zip(keys, names, strict=True)), "metric": name, "value": value} for name, value in ends.items()]
+    top = trained[trained["learning_rate"] == trained["learning_rate"].max()]
+    # A method without this distance (LoRA has no transformation) has no values at all.
+    top = top[top["method"].isin(finished["method"])]
+    farthest = finished["value"].max()
+    for run in top.itertuples():
+        value = run.value if run.status == "finished" else farthest
+        if value > 0:
+            highest[run.method, run.task, run.seed] = ({key: getattr(run, key) for key in keys}, math.log10(value))
+    for (_, task, seed), (names, value) in highest.items():
+        rows.append({**names, "metric": f"{distance}_at_highest", "value": value})
         for bounded in BOUNDED:
             if (bounded, task, seed) in highest:
-                ratio = value / highest[bounded, task, seed][1]
-                rows.append({**keys, "metric": f"{distance}_over_{bounded}", "value": ratio})
-    return pd.DataFrame(rows, columns=common.EVIDENCE_COLUMNS)
+                above = value - highest[bounded, task, seed][1]
+                rows.append({**names, "metric": f"{distance}_over_{bounded}", "value": above})
+    return pd.DataFrame(rows, columns=common.EVIDENCE_COLUMNS).dropna(subset="value")
 
 
 def _of_grid(scale: Scale, experiment: str, split: str, metrics: Sequence[str]) -> list[pd.DataFrame]:
@@ -126,11 +143,11 @@ def _of_grid(scale: Scale, experiment: str, split: str, metrics: Sequence[str]) 
 
 
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
-    """Evidence for the claims on Figure 4, that of `ether.exhibits.subject` included, or on another grid of learning rates."""
+    """Evidence for the claims on Figure 4, or on another grid of learning rates."""
     if exhibit == "figure4":
         values = common.last_values(scale, "subject_rates", "geometry", subject.PANELS)
         found = [distances(values[values["metric"] == distance], distance) for distance in subject.PANELS]
-        found += [subject.evidence(exhibit, scale), *_of_grid(scale, "subject_rates", subject.LAST, SCORES)]
+        found += [*_of_grid(scale, "subject_rates", subject.LAST, SCORES), learning_rates.divergence_evidence(values)]
     else:
         [experiment] = config.exhibits()[exhibit].experiments
         found = _of_grid(scale, experiment, scale.experiment(experiment)["evaluation"]["split"], (SCORE,))

@@ -24,6 +24,10 @@ FAMILIES = {
     "vera": ("#b7950b", "<"),
     "full": ("#2c3e50", "X"),
     "dreambooth": ("#2c3e50", "X"),
+    "bitfit": ("#935116", "*"),
+    "h-adapter": ("#566573", "p"),
+    "p-adapter": ("#c2185b", "H"),
+    "linear-probe": ("#95a5a6", "x"),
 }
 OTHER = ("#7f8c8d", ".")
 
@@ -39,18 +43,24 @@ def style(stem: str) -> tuple[str, str]:
     return FAMILIES.get(_family(stem), OTHER)
 
 
-def dashes(stems: Iterable[str]) -> dict[str, str]:
-    """The line style of each method of a figure: solid for the first of a family, then dashed, dotted, dash-dotted.
+def lines(stems: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The colour and the line style of each method of a figure with curves.
 
-    Methods of no family have one colour, and count as one.
+    The first of a family has its colour and a solid line; the others are lighter, and dashed, dotted and dash-dotted. Methods of
+    no family count as one.
     """
+    from matplotlib.colors import to_hex, to_rgb
+
     styles = ("-", "--", ":", "-.")
     seen: dict[str, int] = {}
     found = {}
     for stem in stems:
         family = _family(stem)
-        found[stem] = styles[seen.get(family, 0) % len(styles)]
-        seen[family] = seen.get(family, 0) + 1
+        place = seen.get(family, 0)
+        white = 1 - 0.75**place  # the share of white
+        red, green, blue = (part + white * (1 - part) for part in to_rgb(style(stem)[0]))
+        found[stem] = (to_hex((red, green, blue)), styles[place % len(styles)])
+        seen[family] = place + 1
     return found
 
 

@@ -1,6 +1,6 @@
 """Exhibits on subject-driven generation: Tables 2, 6 and 11, and Figures 4, 7, 8 and 9.
 
-The right halves of Table 6 and Figure 7 are of controllable generation; they are shown if its experiments have been run.
+The right half of Table 6 and the lower half of Figure 7 are of controllable generation; they are shown if it has been run.
 
 Columns of the tables are measured after the last step on all prompts (split `validation`). For columns that end in ", best",
 the evaluation is selected by the score on one half of the prompts, and measured on the other half (split `best`).
@@ -32,22 +32,50 @@ from ether.paper.claims.subject import UNCHANGED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTROL, CONTROL_RATES = "control", "control_rates"  # experiments of the right halves of Table 6 and Figure 7
+CONTROL, CONTROL_RATES = "control", "control_rates"  # experiments of the second halves of Table 6 and Figure 7
 LAST, CHOSEN, REAL = "validation", "best", "real"  # splits
 PHOTOGRAPHS = "real-images"  # the row that compares the photographs with one another
 DRIFT = "Drift"  # a column
 COLLAPSED = 0.5  # below this share of images with the prompt's background, the model no longer follows the prompt
 
-# Metrics of the figures' claims that are columns of no table.
+NAIVE = "naive-n4"
+PAPERS_RATIO = 100  # of ETHER+'s learning rate to Naive's, in both experiments of Figure 7 (App. C.1 and C.2)
+# The learning rates at which Figure 7's claims compare the methods: endings of the metrics, and what they are called.
+RATES = {
+    "": "",
+    "_lowest_rate": ", lowest common learning rate",
+    "_equal_rates": ", equal learning rates",
+    "_highest_rate": ", highest common learning rate",
+    "_papers_ratio": f", Naive with a {PAPERS_RATIO} times lower learning rate",
+}
+# Of Table 6: OFT and Naive at the same learning rate, by experiment: its grid, the metrics, and the split and score by which the
+# rate is selected.
+SAME_SETTING = "_same_rate"
+SAME = {
+    "subject": ("subject_rates", ("dino", "clip_i", "clip_t", "lpips_real"), ("selection", "score")),
+    CONTROL: (CONTROL_RATES, ("miou", "accuracy", "fid"), ("validation", "miou")),
+}
+
+# Metrics of the claims that are columns of no table.
 METRICS = {
-    "he_difference_input": MetricInfo("relative change of energy, input side", format=".1e"),
-    "he_difference_output": MetricInfo("relative change of energy, output side", format=".1e"),
-    "he_difference_input_equal_rates": MetricInfo("relative change of energy, input side, equal learning rates", format=".1e"),
-    "control_he_difference_input": MetricInfo("relative change of energy, input side, semantic maps", format=".1e"),
-    "control_he_difference_output": MetricInfo("relative change of energy, output side, semantic maps", format=".1e"),
-    "control_he_difference_input_equal_rates": MetricInfo(
-        "relative change of energy, input side, semantic maps, equal learning rates", format=".1e"
-    ),
+    **{
+        f"{prefix}he_difference_{side}{ending}": MetricInfo(f"relative change of energy, {side} side{where}{at}", format=".1e")
+        for prefix, where in (("", ""), ("control_", ", semantic maps"))
+        for side in ("input", "output")
+        for ending, at in RATES.items()
+    },
+    **{
+        f"{metric}{SAME_SETTING}": MetricInfo(f"{name}, same learning rate", better, form)
+        for metric, (name, better, form) in {
+            "dino": ("DINO", "higher", ".3f"),
+            "clip_i": ("CLIP-I", "higher", ".3f"),
+            "clip_t": ("CLIP-T", "higher", ".3f"),
+            "lpips_real": ("LPIPS", "higher", ".3f"),
+            "miou": ("mIoU", "higher", ".2f"),
+            "accuracy": ("accuracy", "higher", ".2f"),
+            "fid": ("FID", "lower", ".2f"),
+        }.items()
+    },
     "transformation_distance": MetricInfo("‖T − I‖", format=".2f"),
     "weight_distance": MetricInfo("‖W′ − W‖", format=".2f"),
 }
@@ -176,32 +204,56 @@ def rate_grid(scale: Scale) -> pd.DataFrame:
 def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
-    Tables: the columns' metrics after the last step on all prompts. Figure 4: the distances at each method's highest learning
-    rate with a run that finished. Figure 7: the relative changes of energy, `he_difference_input` and `he_difference_output`;
-    the same with the suffix `_equal_rates` are of the grid's runs at `equal_rate`, and with the prefix `control_` of
-    controllable generation.
+    Tables: the columns' metrics after the last step on all prompts. Table 6 also has those of OFT and Naive at the same learning
+    rate, with the suffix `SAME_SETTING`. Figure 7: the relative changes of energy, `he_difference_input` and
+    `he_difference_output`, with a suffix of `RATES` for runs of the grid, and the prefix `control_` for controllable generation.
+    The evidence on Figure 4 is in `ether.exhibits.robustness`.
     """
-    if exhibit == "figure4":
-        values = common.last_values(scale, "subject_rates", "geometry", PANELS)
-        values = values[values["status"] == "finished"]
-        highest = values.groupby("method")["learning_rate"].transform("max")
-        return common.evidence_of(values[values["learning_rate"] == highest])
     if exhibit == "figure7":
         return pd.concat([_energy_evidence(scale, half) for half in _halves(scale)], ignore_index=True)
     frames = [
         common.evidence_of(_values(exhibit, scale, experiment)).assign(unit=common.unit_of(experiment))
         for experiment in _experiments(exhibit, scale)
     ]
+    if exhibit == "table6":
+        grids = [SAME[experiment][0] for experiment in _experiments(exhibit, scale)]
+        known = common.present(scale, grids)
+        frames += [_same_setting(scale, name) for name in _experiments(exhibit, scale) if SAME[name][0] in known]
     return pd.concat(frames, ignore_index=True)
 
 
 def _energy_evidence(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
-    energies = _energies(scale, half)
-    equal = energies["rates"] == EQUAL
-    energies.loc[equal, "metric"] += "_equal_rates"
+    own, grid = _energy_values(scale, half)
+    of_one_side = grid[grid["metric"] == "he_difference_input"]
+    frames = {"": own}
+    if found := common_rates(of_one_side):
+        middle = equal_rate(of_one_side)
+        for ending, rate in (("_lowest_rate", found[0]), ("_equal_rates", middle), ("_highest_rate", found[-1])):
+            frames[ending] = grid[grid["learning_rate"] == rate]
+        of_naive = np.where(grid["method"] == NAIVE, middle / PAPERS_RATIO, middle)
+        frames["_papers_ratio"] = grid[np.isclose(grid["learning_rate"], of_naive, rtol=1e-6, atol=0)]
+    energies = pd.concat([frame.assign(metric=frame["metric"] + ending) for ending, frame in frames.items()])
     if half[0] == CONTROL:
         energies["metric"] = "control_" + energies["metric"]
     return common.evidence_of(energies).assign(unit=common.unit_of(half[0]))
+
+
+def _same_setting(scale: Scale, experiment: str) -> pd.DataFrame:
+    """Evidence on OFT and Naive at the same learning rate of a grid: metrics that end in `SAME_SETTING`.
+
+    The rate is the common one with the highest score, averaged over both methods.
+    """
+    name, metrics, (split, score) = SAME[experiment]
+    grids = [
+        learning_rates.grid(scale, name, of_split, of_metrics, or_published=True).query("method in ('oft-n4', @NAIVE)")
+        for of_split, of_metrics in ((LAST, list(metrics)), (split, [score]))
+    ]
+    rates = common_rates(grids[1])
+    if not rates or grids[1]["method"].nunique() < 2:
+        return pd.DataFrame(columns=common.EVIDENCE_COLUMNS)
+    means = grids[1].groupby("learning_rate")["value"].mean()[rates]
+    found = grids[0][grids[0]["learning_rate"] == means.idxmax()]
+    return common.evidence_of(found.assign(metric=found["metric"] + SAME_SETTING)).assign(unit=common.unit_of(name))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------
@@ -219,40 +271,62 @@ def figure4(scale: Scale) -> tuple[Figure, pd.DataFrame]:
         common.last_values(scale, "subject_rates", split, metrics)
         for split, metrics in (("geometry", PANELS), (LAST, ("dino", "clip_t", "background", "drift")))
     ]
-    data = common.labelled(pd.concat(values, ignore_index=True).dropna(subset="value"))
+    found = pd.concat(values, ignore_index=True)
+    data = common.labelled(found.dropna(subset="value"))
+    diverged = found[found["status"] == "diverged"].drop_duplicates(["method", "learning_rate"])
     figure = new_figure(9.4, 3.8)
     panels = figure.subplots(1, 2)
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
         curves(axes, data[data["metric"] == metric], "learning_rate", common.unit_of("subject_rates"))
         axes.set(xscale="log", yscale="log", xlabel="learning rate")
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=11, pad=18)
         axes.grid(alpha=0.25, which="major")
+        _diverged(axes, diverged[diverged["method"].isin(data.loc[data["metric"] == metric, "method"])])
     legend_beside(panels[1])
     return figure, data
+
+
+def _diverged(axes: Any, runs_: pd.DataFrame) -> None:
+    """A cross at the upper edge of a panel for every method and learning rate at which a run diverged, and has no distance."""
+    from ether.exhibits.style import INK, style
+
+    above = axes.get_xaxis_transform()
+    for place, of_method in enumerate(runs_.groupby("method", sort=False)):
+        stem, rows = of_method
+        heights = [1.02 + 0.035 * place] * len(rows)
+        axes.plot(rows["learning_rate"], heights, "x", color=style(str(stem))[0], markersize=6, transform=above, clip_on=False)
+    if len(runs_):
+        axes.plot([], [], "x", color=INK, markersize=6, label="a run diverged")
 
 
 SIDES = {"input": "neurons on the input side", "output": "neurons on the output side"}
 OWN, EQUAL = "own", "equal"  # of Figure 7: the learning rates of the methods' files, and one rate for all methods
 
 
-def equal_rate(values: pd.DataFrame) -> float:
-    """The learning rate at which methods are compared at equal rates.
-
-    Of the rates at which every method has finished runs of every task and seed of the grid, the one nearest to the middle of the
-    grid on a logarithmic scale, the smaller in case of a tie. NaN if there is no such rate.
+def common_rates(values: pd.DataFrame) -> list[float]:
+    """The learning rates at which every method has finished runs of every task and seed of the grid, in increasing order.
 
     Args:
         values: one row per run, with the columns method, task, seed, learning_rate, status and value.
     """
-    rates = sorted(values["learning_rate"].dropna().unique())
     finished = values[(values["status"] == "finished") & values["value"].notna()]
     runs_of_all = len(values[["method", "task", "seed"]].drop_duplicates())
     counts = finished.drop_duplicates(["method", "task", "seed", "learning_rate"])["learning_rate"].value_counts()
-    common_rates = [rate for rate in rates if counts.get(rate, 0) == runs_of_all]
-    if not common_rates:
+    return sorted(float(rate) for rate in counts.index[counts == runs_of_all])
+
+
+def equal_rate(values: pd.DataFrame) -> float:
+    """The learning rate at which methods are compared at equal rates.
+
+    Of the `common_rates`, the one nearest to the middle of the grid on a logarithmic scale, the smaller in case of a tie. NaN if
+    there is no such rate. Arguments as for `common_rates`.
+    """
+    common_to_all = common_rates(values)
+    if not common_to_all:
         return math.nan
+    rates = sorted(values["learning_rate"].dropna().unique())
     middle = (math.log(rates[0]) + math.log(rates[-1])) / 2
-    return float(min(common_rates, key=lambda rate: (round(abs(math.log(rate) - middle), 9), rate)))
+    return float(min(common_to_all, key=lambda rate: (round(abs(math.log(rate) - middle), 9), rate)))
 
 
 def _halves(scale: Scale) -> list[tuple[str, str]]:
@@ -261,35 +335,41 @@ def _halves(scale: Scale) -> list[tuple[str, str]]:
     return [("subject", "subject_rates"), *([(CONTROL, CONTROL_RATES)] if len(right) == 2 else [])]
 
 
-def _energies(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
+def _energy_values(scale: Scale, half: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`.
 
-    The column `rates` is `OWN` for the methods' own learning rates, and `EQUAL` for the rate that `equal_rate` selects from the
-    grid. Models without adapted layers are left out.
+    At the methods' own learning rates, and over the grid. Models without adapted layers are left out.
     """
     metrics = [f"he_difference_{side}" for side in SIDES]
     published_too = half[0] == CONTROL
-    own, grid = (common.last_values(scale, name, "geometry", metrics, or_published=published_too) for name in half)
-    own, grid = (frame[~frame["adapt_kind"].isin(("none", "frozen"))] for frame in (own, grid))
+    found = [common.last_values(scale, name, "geometry", metrics, or_published=published_too) for name in half]
+    own, grid = (frame[~frame["adapt_kind"].isin(("none", "frozen"))].assign(value=frame["value"].abs()) for frame in found)
+    return own, grid
+
+
+def _energies(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
+    """The values of Figure 7. The column `rates` is `OWN` for the methods' own learning rates, and `EQUAL` for the rate that
+    `equal_rate` selects from the grid."""
+    own, grid = _energy_values(scale, half)
+    metrics = [f"he_difference_{side}" for side in SIDES]
     equal = grid[grid["learning_rate"] == equal_rate(grid[grid["metric"] == metrics[0]])]
-    found = pd.concat([own.assign(rates=OWN), equal.assign(rates=EQUAL)], ignore_index=True)
-    return found.assign(value=found["value"].abs())
+    return pd.concat([own.assign(rates=OWN), equal.assign(rates=EQUAL)], ignore_index=True)
 
 
 def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Figure 7: the change of the hyperspherical energy by fine-tuning, at each method's rate and at equal rates.
 
-    Left: subject-driven generation. Right, if it has been run: semantic map to image.
+    Above: subject-driven generation. Below, if it has been run: semantic map to image.
     """
     from ether.exhibits.style import GREY, new_figure
 
     halves = _halves(scale)
     frames = [common.labelled(_energies(scale, half).dropna(subset="value")).assign(experiment=half[0]) for half in halves]
-    figure = new_figure(9.8 * len(halves), 7.4)
-    panels = figure.subplots(2, 2 * len(halves), sharey=True)
+    figure = new_figure(9.8, 3.9 * 2 * len(halves))
+    panels = figure.subplots(2 * len(halves), 2, sharey=True, squeeze=False)
     names = {"subject": "subject-driven generation", CONTROL: "semantic map to image"}
     for number, (half, of_half) in enumerate(zip(halves, frames, strict=True)):
-        for row, rates in zip(panels[:, 2 * number : 2 * number + 2], (OWN, EQUAL), strict=True):
+        for row, rates in zip(panels[2 * number : 2 * number + 2], (OWN, EQUAL), strict=True):
             of_row = of_half[of_half["rates"] == rates]
             for axes, (side, title) in zip(row, SIDES.items(), strict=True):
                 _energy_bars(axes, of_row, f"he_difference_{side}")
@@ -297,8 +377,7 @@ def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
                 which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
                 where = f"{names[half[0]]}, " if len(halves) > 1 else ""
                 axes.set_title(f"{where}{title}\n{which}", fontsize=10)
-            if number == 0:
-                row[0].set_ylabel("relative change of\nhyperspherical energy")
+            row[0].set_ylabel("relative change of\nhyperspherical energy")
             edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
             row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
     return figure, pd.concat(frames, ignore_index=True)
@@ -309,7 +388,7 @@ def _energy_bars(axes: Any, data: pd.DataFrame, metric: str) -> None:
     from ether.exhibits.plots import in_two_lines
     from ether.exhibits.style import GREY, style
 
-    floor = 1e-16
+    floor, rounding = 1e-8, 1e-16  # the lower edge of the axis; the precision of the energies, which are in double precision
     stems = list(data["method"].unique())
     for place, stem in enumerate(stems):
         values = data[(data["method"] == stem) & (data["metric"] == metric)]["value"]
@@ -318,8 +397,8 @@ def _energy_bars(axes: Any, data: pd.DataFrame, metric: str) -> None:
         mean, points = float(values.mean()), values.clip(lower=floor)
         axes.bar(place, max(mean, floor), color=style(stem)[0], width=0.62, alpha=0.85)
         axes.scatter(np.full(len(points), place), points, color="#222", s=9, zorder=3)
-        text = f"{mean:.0e}" if mean >= floor else f"< {floor:.0e}"
-        axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8)
+        text = f"{mean:.0e}" if mean >= rounding else f"< {rounding:.0e}"
+        axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8 if len(stems) < 8 else 6.5)
     axes.axhline(UNCHANGED, color=GREY, linestyle=":", linewidth=1)
     axes.set_yscale("log")
     axes.set_ylim(floor, 10)

@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Markdown
 
 VERDICTS: tuple[str, ...] = get_args(claims.Verdict)
-ADDITIONAL = ["benchmark", "decided_by"]  # columns after those of `ether.analysis.claims.COLUMNS`
+ADDITIONAL = ["decided_by"]  # columns after those of `ether.analysis.claims.COLUMNS`
 # The reason that a sentence gives for a verdict.
 REASONS = {
-    "undecided": ", because the intervals allow for both answers",
+    "undecided": ", because the tests allow for both answers (where one of several would decide, corrected for their number)",
     "not testable here": ", because a method, a metric or a second unit is missing",
 }
+FEW = 3  # units below which a standard deviation is too uncertain to say how many more would decide a claim
+# What a sentence says on the claims of a kind (`ether.analysis.claims.judge`).
+KINDS = {"counted": "counted from shapes", "construction": "true by the construction of the methods", "measured": "measured"}
 
 
 # --- one claim -------------------------------------------------------------------------------------------------
@@ -54,8 +57,7 @@ def claim_line(row: Any) -> dict[str, str]:
         effect += f" [{row.low:+.3g}, {row.high:+.3g}], n = {row.n}"
     verdict = row.verdict
     if verdict == "undecided":
-        more = "more than 10,000" if pd.isna(row.units_needed) else f"{row.units_needed:,}"
-        verdict += f"\n(further {render.UNIT_NAMES[row.unit]} needed: {more})" if row.n > 1 else "\n(one unit only)"
+        verdict += f"\n({decided_by(row)})" if row.n > 1 else "\n(one unit only)"
     return {
         "claim": row.claim,
         "source": row.source,
@@ -75,11 +77,13 @@ def decided_by(row: Any) -> str:
         return ""
     if row.n < 2:
         return f"a second {row.unit}"
-    units = render.UNIT_NAMES[row.unit]
+    units = row.units or render.UNIT_NAMES[row.unit]
+    if row.n < FEW:
+        return f"further {units}: the spread of {row.n} says too little to tell how many"
     if pd.isna(row.units_needed):
         return f"more than 10,000 further {units}: the effect is at the boundary of the claim"
     some = units.removesuffix("s") if row.units_needed == 1 else units
-    return f"{row.units_needed:,} further {some}, with the same mean and spread"
+    return f"{row.units_needed:,} further {some}; with the same mean and spread it would be {row.would_be}"
 
 
 def benchmark(entry: ExhibitEntry) -> str:
@@ -107,7 +111,8 @@ def collect(folder: Path, scale_name: str) -> pd.DataFrame:
         scale_name: of the scale, for the message of an error.
 
     Returns:
-        The columns of `ether.analysis.claims.COLUMNS`, `benchmark` (a heading), and `decided_by`, see the function of that name.
+        The columns of `ether.analysis.claims.COLUMNS`, where `benchmark` is always a heading, and `decided_by`, see the function
+        of that name.
 
     Raises:
         MissingResourceError: no exhibit with claims has been made.
@@ -116,7 +121,8 @@ def collect(folder: Path, scale_name: str) -> pd.DataFrame:
     for entry in config.exhibits().values():
         file = entry.files(folder)[-1]
         if file.is_file() and len(judged := pd.read_parquet(file)):
-            frames.append(judged.assign(benchmark=benchmark(entry)))
+            headings = judged["benchmark"].where(judged["benchmark"] != "", benchmark(entry))
+            frames.append(judged.assign(benchmark=headings))
     if not frames:
         raise MissingResourceError(
             f"No judged claims under {folder}: run `snakemake --cores 1 claims --config scale={scale_name}`, which makes "
@@ -184,6 +190,10 @@ class Collected:
                 f"At scale {self.scale_name}, {len(rows)} of {len(every)} statements of the paper "
                 f"{'is' if len(rows) == 1 else 'are'} {verdict}{REASONS.get(verdict, '')}: {places}."
             )
+            if verdict == "reproduced" and set(rows["kind"]) != {"measured"}:
+                numbers = rows["kind"].value_counts()
+                parts = _listed(f"{numbers[kind]} {words}" for kind, words in KINDS.items() if kind in numbers)
+                found[-1] = f"{found[-1].removesuffix('.')} ({parts})."
         added = self.frame[self.frame["source"] == ADDED]
         if len(added):
             counts = _listed(f"{count} {verdict}" for verdict, count in self._counts(added).items() if count)
