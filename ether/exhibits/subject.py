@@ -161,6 +161,7 @@ def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:
     paper = published.load()[exhibit]
     columns = common.metric_columns(paper)
     values = evidence(exhibit, scale)
+    values = values[values["metric"].isin(columns)]
     values = values.assign(method=values["method"].map(paper.label), column=[columns[m].name for m in values["metric"]])
     wide = values.pivot_table(index="method", columns=["column", "task"], values="value", sort=False)
     return wide[[column.name for column in columns.values() if column.name in wide]]
