@@ -495,7 +495,9 @@ def summary(trials: pd.DataFrame) -> str:
         seconds = (rows["disturbed_seconds"] + rows["seconds"]).median()
         lines.append(f"| {kind} | {sum(of_kind)} | {' | '.join(map(str, of_kind))} | {seconds:.0f} |")
     missed = int((trials["outcome"] == "missed").sum())
-    return "\n".join([*lines, *([f"\n{missed} more trials missed: the workflow had ended before."] if missed else [])])
+    if missed:
+        lines.append(f"\n{missed} more trial{'s' * (missed > 1)} missed: the workflow had ended before.")
+    return "\n".join(lines)
 
 
 def main() -> int:

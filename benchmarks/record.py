@@ -97,7 +97,7 @@ def _bound(rows: pd.DataFrame, method: str = "ETHER+ n=32", n: int = 32) -> list
     text = (
         f"{method} on {worst['shape'].replace('x', ' × ')} is bounded by its rank: u and v of {n} blocks on both sides are an "
         f"update of rank {rank}, whose products are {share:.2f} times the layer's own operations. At the speed of the layer's "
-        f"products that alone is {1 + share:.2f} × {frozen:.2f} = {(1 + share) * frozen:.2f} of LoRA's time."
+        f"products that alone is {1 + share:.2f} × {frozen:.3f} = {(1 + share) * frozen:.2f} of LoRA's time."
     )
     return textwrap.wrap(text, 125)
 

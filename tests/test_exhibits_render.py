@@ -124,6 +124,11 @@ def test_the_reading_guide_names_interval_unit_and_number_of_units(table: pd.Dat
     assert "over n = 3 seeds; fewer where runs are missing or are the same for every seed: OFT n = 2." in "\n".join(
         render.reading_guide(PAPER, seeds)
     )
+    # Two experiments in one table: each unit is said with its columns.
+    two = table.assign(unit=table["unit"].where(~table["column"].str.startswith("FID"), "seed"))
+    lines = render.reading_guide(PAPER, two)
+    assert any("3 subjects" in line and "in the columns" in line and "FID" not in line for line in lines)
+    assert any("3 seeds" in line and line.endswith("in the columns FID, FID, best.") for line in lines)
 
 
 def test_a_column_that_published_yaml_does_not_have_is_an_error() -> None:

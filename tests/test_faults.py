@@ -66,7 +66,7 @@ def test_the_summary_counts_by_kind(faults):
     trials += [faults.Trial(3, "parquet", struck=True, same=True, starts=2), faults.Trial(4, "step", same=True, starts=1)]
     text = faults.summary(pd.DataFrame([{**asdict(t), "outcome": t.outcome} for t in trials]))
     assert "| step | 3 | 3 | 0 | 0 | 10 |" in text and "| parquet | 1 | 0 | 1 | 0 |" in text and "| all | 4 | 3 | 1 | 0 |" in text
-    assert "1 more trials missed" in text
+    assert "1 more trial missed" in text
 
 
 def test_readme_has_the_table_of_the_stored_trials(faults):

@@ -105,6 +105,8 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
         assert isinstance(unit, str)
         most = int(rows["n"].max())
         line = f"Ours: mean [95 % Student t interval of the mean] over n = {most} {UNIT_NAMES[unit]}{COMBINED[unit]}"
+        if cells.loc[cells["n"] > 0, "unit"].nunique() > 1:
+            line += f", in the columns {', '.join(name for name in column_order(paper, cells) if name in set(rows['column']))}"
         fewer = rows[rows["n"] < most].drop_duplicates(["label", "n"])
         if len(fewer):
             line += "; fewer where runs are missing or are the same for every seed: "
