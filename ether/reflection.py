@@ -62,10 +62,23 @@ def reflect(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None, shi
     x: (..., d), any strides. u, v: (n, b) with n * b = d, any length but zero. shift: (d,) or None; with it the result
     is x + (H - I)(x - shift), which is how H~ acts on a linear layer's output without touching the bias it carries.
     Returns a tensor like x. Differentiable in all four, twice where asked for. Cost O(d) a vector for any n.
+    Raises RuntimeError if they are on different devices.
     """
+    _check_devices(x, u, v, shift)
     if torch.compiler.is_compiling():
         return _reflect_plain(x, u, v, shift)  # the compiler fuses plain operations itself, with no graph break
     return _Reflection.apply(x, u, v, shift)
+
+
+def _check_devices(x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    # Some of torch's operations accept a CPU tensor beside one of the meta device and return uninitialised memory.
+    device = x.device
+    for tensor in others:
+        if tensor is not None and tensor.device != device:
+            raise RuntimeError(
+                f"The input is on device {device}, and a tensor of the adapter or of the layer on {tensor.device}. Move the "
+                "model and its input to the same device; a tensor on 'meta' has no values (not loaded yet, or offloaded)."
+            )
 
 
 def _directions(
@@ -194,11 +207,13 @@ def reflected_linear(
 
     x: (..., d); inputs: (u, v) of H, each (n, d / n), v None for ETHER, or None to leave that side alone; outputs: the
     same for H~, each (n, f / n). Returns (..., f). All in one floating dtype of at least float32. Differentiable in x and
-    the vectors, twice where asked for; the weight and bias get no gradient.
+    the vectors, twice where asked for; the weight and bias get no gradient. Raises RuntimeError if they are on different
+    devices.
 
     With H = I + sum_i a_i b_i^T and H~ = I + sum_j c_j d_j^T this is x W^T + (x Q) P^T,
     P = [W A, C] and Q = [B, W'^T D] where W' = W H.
     """
+    _check_devices(x, weight, bias, *(inputs or ()), *(outputs or ()))
     left: list[torch.Tensor] = []
     right: list[torch.Tensor] = []
     if inputs is not None:
@@ -432,8 +447,10 @@ def row_group_correction(x: torch.Tensor, weight: torch.Tensor, u: torch.Tensor,
 
     x: (..., d); weight: (f, d). Returns (..., f) in x's dtype. Group r of the outputs needs its own transformed input;
     instead of n copies of x, each of the n * n (group, block) pairs contributes one rank-one term,
-    (x_j . b_r) (W_{r,j} a_r), which costs O(t n (d + f) + d f) for t rows.
+    (x_j . b_r) (W_{r,j} a_r), which costs O(t n (d + f) + d f) for t rows. Raises RuntimeError if the tensors are on
+    different devices.
     """
+    _check_devices(x, weight, u, v)
     dtype = _work_dtype(x, u)
     a, b, _, _ = _directions(u, v, dtype)
     n, size = u.shape
@@ -450,8 +467,10 @@ def block_multiply(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Rows times a block-diagonal matrix: x diag(N_1, ..., N_n), the control `Naive` (Sec. 3.2, footnote 1).
 
     x: (..., n * b); blocks: (n, b, b). Returns a tensor like x. The forward pass is (N W)^T x = W^T N^T x, that is
-    x_row N; merging turns each row w of torch's weight (f, d) into w N^T.
+    x_row N; merging turns each row w of torch's weight (f, d) into w N^T. Raises RuntimeError if the tensors are on
+    different devices.
     """
+    _check_devices(x, blocks)
     dtype = _work_dtype(x, blocks)
     n, size, _ = blocks.shape
     with _full_precision(x.device.type):

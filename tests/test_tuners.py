@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, PeftConfig, PeftModel, get_peft_model
@@ -276,6 +277,60 @@ def test_disabling_gives_the_base_model_also_while_merged(name: str) -> None:
     with model.disable_adapter():
         assert torch.equal(model(inputs()), base)
     assert torch.equal(model(inputs()), expected)  # disabling unmerged it
+
+
+# Offloading
+
+
+def held(model: nn.Module) -> set[str]:
+    return {parameter.device.type for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("width", [64, 512])  # below and above the width up to which all is done in two products
+@EVERY
+def test_offloaded_by_accelerate_it_computes_the_same(name: str, width: int) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.target_modules = {"0"}
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(width, width)), config).eval()
+    layer, x = model.base_model.model[0], torch.randn(4, width, requires_grad=True)
+
+    def results(*wanted: torch.Tensor) -> list[torch.Tensor]:
+        y = model(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *wanted])]
+
+    vectors = [p for p in model.parameters() if p.requires_grad]
+    expected = results(*vectors)
+    with model.disable_adapter():
+        base = model(x)
+    accelerate.cpu_offload(layer.base_layer, execution_device=torch.device("cpu"))
+    assert held(layer.base_layer) == {"meta"}
+    for one, other in zip(results(*vectors), expected, strict=True):  # the base layer alone: the adapter is trained
+        assert torch.equal(one, other)
+    assert held(layer.base_layer) == {"meta"}
+    accelerate.hooks.remove_hook_from_module(layer.base_layer, recurse=True)
+
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    for one, other in zip(results(), expected, strict=False):
+        assert torch.equal(one, other)
+    assert held(model) == {"meta"}
+    with pytest.raises(RuntimeError, match="shape|size"):
+        model(x[:, 1:])
+    assert held(model) == {"meta"} and torch.equal(model(x), expected[0])
+    model.merge_adapter()
+    assert_same(model(x), expected[0], 1e-4)
+    with model.disable_adapter():  # which unmerges
+        assert torch.equal(model(x), base)
+    assert torch.equal(model(x), expected[0])
+
+
+@EVERY
+def test_a_tensor_without_values_is_an_error(name: str) -> None:
+    model = adapted(CONFIGS[name])
+    for container in ("ether_u", "ether_u_out", "naive_blocks"):
+        getattr(layer_of(model), container, nn.Module()).to("meta")
+    with pytest.raises(RuntimeError, match=r"on device cpu, and .* on meta"):
+        model(inputs())
 
 
 # Several adapters

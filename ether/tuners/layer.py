@@ -11,10 +11,13 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from accelerate.hooks import AlignDevicesHook
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge, onload_layer
 from peft.utils.quantization_utils import (
     ForwardOnlyQuantizationBackend,
     quantization_extra_repr,
@@ -125,14 +128,18 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
     # The forward pass
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x: (..., in) -> (..., out)."""
+        """x: (..., in) -> (..., out). Raises RuntimeError if x and the adapter are on different devices."""
         if self.disable_adapters:
             if self.merged:
-                self.unmerge()
+                with onload_layer(self):
+                    self.unmerge()
             return self.base_layer(x, *args, **kwargs)
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
         active = [name for name in self.active_adapters if name in self.settings]
+        if any("_hf_hook" in vars(module) for module in self._modules.values()):  # accelerate dispatched the model
+            with _loaded(self) as device:
+                return self._adapted(active, x if device is None else x.to(device), *args, **kwargs)
         return self._adapted(active, x, *args, **kwargs)
 
     def _adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -238,6 +245,30 @@ def _quantization_backend(base_layer: nn.Module, get_apply_tensor_subclass: Any)
     except ValueError:
         # A torchao weight in a model that transformers did not quantise: how to quantise again is not known.
         return ForwardOnlyQuantizationBackend("torchao (quantised outside transformers)")
+
+
+@contextmanager
+def _loaded(layer: nn.Module) -> Iterator[Any]:
+    """Keeps what accelerate has offloaded of a layer on the device that computes, and gives that device, or None.
+
+    accelerate loads a module's tensors for the module's own call only. But the adapter's are in dictionaries, which are
+    never called, and the base layer's bias and weight are read outside the base layer's call. PEFT's `onload_layer` is
+    for merging: it also writes the base weight back, to the disk if it is there.
+    """
+    loaded: list[tuple[nn.Module, AlignDevicesHook]] = []
+    try:
+        for module in layer.modules():
+            outer = getattr(module, "_hf_hook", None)
+            for hook in getattr(outer, "hooks", (outer,)):  # a SequentialHook has several
+                if isinstance(hook, AlignDevicesHook) and hook.offload:
+                    hook.pre_forward(module)
+                    hook.offload = False  # the base layer's own call neither loads it again nor sends it back
+                    loaded.append((module, hook))
+        yield loaded[0][1].execution_device if loaded else None
+    finally:
+        for module, hook in loaded:
+            hook.offload = True
+            hook.post_forward(module, torch.empty(0))
 
 
 class EtherLayer(MultiplicativeLayer):
