@@ -17,7 +17,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, HRAConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, HRAConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import PeftType
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -369,6 +369,39 @@ def test_an_added_adapter_is_frozen_until_it_is_made_active() -> None:
     model.set_adapter("other")
     trainable = {n.rpartition("lin.")[2] for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == {f"{p}.other" for p in ("ether_u", "ether_v", "ether_u_out", "ether_v_out")}
+
+
+@pytest.mark.parametrize("name", ["ETHER", "ETHER output", "ETHER release", "Naive"])
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_an_adapter_made_anew_has_nothing_of_the_one_before(name: str) -> None:
+    twice, once = Net().eval(), Net().eval()
+    first = NaiveConfig(target_modules=["lin"], n_blocks=2) if name == "Naive" else CONFIGS["ETHER+"]
+    for config in (first, CONFIGS[name]):
+        torch.manual_seed(0)
+        inject_adapter_in_model(copy.deepcopy(config), twice)
+    torch.manual_seed(0)
+    inject_adapter_in_model(copy.deepcopy(CONFIGS[name]), once)
+    assert {n: p.shape for n, p in twice.named_parameters()} == {n: p.shape for n, p in once.named_parameters()}
+    assert torch.equal(twice(inputs()), once(inputs()))
+
+
+def test_an_adapter_that_does_not_fit_one_layer_leaves_the_model_as_it_was() -> None:
+    net = Net()  # 64 -> 32 -> 3
+    modules, trainable = dict(net.named_modules()), [p.requires_grad for p in net.parameters()]
+    with pytest.raises(ConfigurationError, match="output dimension 3 of layer 'head'"):
+        get_peft_model(net, EtherConfig(target_modules=["lin", "head"], n_blocks=4, relaxed=True))
+    assert dict(net.named_modules()) == modules and [p.requires_grad for p in net.parameters()] == trainable
+    # as a second adapter, also in a layer that has one already
+    model = adapted(CONFIGS["ETHER+"])
+    parameters, output = [n for n, _ in model.named_parameters()], model(inputs())
+    with pytest.raises(ConfigurationError, match="output dimension 3 of layer 'head'"):
+        model.add_adapter("b", EtherConfig(target_modules=["lin", "head"], n_blocks=4, relaxed=True))
+    assert [n for n, _ in model.named_parameters()] == parameters and set(model.peft_config) == {"default"}
+    assert torch.equal(model(inputs()), output)
+    # the adapter that is there stays when its replacement is refused
+    with pytest.raises(ConfigurationError, match="n_blocks=5"):
+        layer_of(model).update_layer("default", EtherConfig(n_blocks=5))
+    assert torch.equal(model(inputs()), output)
 
 
 # Saving and loading

@@ -107,11 +107,21 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
         return getattr(self, self.settings_name)
 
     def update_layer(self, adapter_name: str, config: MultiplicativeConfig) -> None:
-        """Add an adapter. Raises ConfigurationError if the number of blocks does not divide a dimension it splits."""
+        """Add an adapter, or make the adapter of this name anew.
+
+        Raises ConfigurationError if the number of blocks does not divide a dimension it splits; the layer is then as before.
+        """
         self._make_parameters(adapter_name, config)
         self.settings[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _drop_earlier(self, adapter_name: str) -> None:
+        """Removes the parameters of an earlier adapter of this name, which the new configuration may not have."""
+        for name in self.adapter_layer_names:
+            container = getattr(self, name)
+            if adapter_name in container:
+                del container[adapter_name]
 
     def _check_blocks(self, config: MultiplicativeConfig, *sides: str) -> None:
         for side in sides:
@@ -294,6 +304,7 @@ class EtherLayer(MultiplicativeLayer):
         self._check_blocks(config, *(("input", "output") if release else sides))
         if release:
             self._readable_weight("Layout 'release'")  # fails now rather than in the first forward pass
+        self._drop_earlier(adapter_name)
         self.ether_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         for side, suffix in (("input", ""), ("output", "_out")):
             if side not in sides:
@@ -405,6 +416,7 @@ class NaiveLayer(MultiplicativeLayer):
 
     def _make_parameters(self, adapter_name: str, config: NaiveConfig) -> None:
         self._check_blocks(config, "input")
+        self._drop_earlier(adapter_name)
         size = self.in_features // config.n_blocks
         self.naive_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.naive_blocks[adapter_name] = nn.Parameter(torch.empty(config.n_blocks, size, size))

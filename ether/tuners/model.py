@@ -24,6 +24,33 @@ class MultiplicativeModel(BaseTuner):
     tuner_layer_cls: type[MultiplicativeLayer]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, but an adapter that does not fit one of its layers leaves none behind in the others.
+
+        Raises what PEFT and the layers raise, such as ConfigurationError for a number of blocks that does not divide.
+        """
+        had = [id(module) for module in self._adapted_layers(model, adapter_name).values()]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            for key, layer in self._adapted_layers(model, adapter_name).items():
+                if id(layer) in had:
+                    continue
+                if set(layer.settings) == {adapter_name}:
+                    parent, _, name = key.rpartition(".")
+                    setattr(model.get_submodule(parent), name, layer.base_layer)
+                else:
+                    layer.delete_adapter(adapter_name)
+            raise
+
+    def _adapted_layers(self, model: nn.Module, adapter_name: str) -> dict[str, MultiplicativeLayer]:
+        """{name in the model: layer} of this method's layers that have an adapter of this name."""
+        return {
+            key: module
+            for key, module in model.named_modules()
+            if isinstance(module, self.tuner_layer_cls) and adapter_name in module.settings
+        }
+
     def _create_and_replace(  # type: ignore[override]  # narrower than PEFT's signature, as in PEFT's own tuners
         self,
         peft_config: MultiplicativeConfig,
