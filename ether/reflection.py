@@ -36,11 +36,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 __all__ = [
     "block_multiply",
     "dense_blocks",
     "dense_reflection",
+    "plain_operations_only",
     "reflect",
     "reflect_row_groups",
     "reflected_linear",
@@ -65,8 +67,8 @@ def reflect(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None = None, shi
     Raises RuntimeError if they are on different devices.
     """
     _check_devices(x, u, v, shift)
-    if torch.compiler.is_compiling():
-        return _reflect_plain(x, u, v, shift)  # the compiler fuses plain operations itself, with no graph break
+    if plain_operations_only():
+        return _reflect_plain(x, u, v, shift)
     return _Reflection.apply(x, u, v, shift)
 
 
@@ -79,6 +81,20 @@ def _check_devices(x: torch.Tensor, *others: torch.Tensor | None) -> None:
                 f"The input is on device {device}, and a tensor of the adapter or of the layer on {tensor.device}. Move the "
                 "model and its input to the same device; a tensor on 'meta' has no values (not loaded yet, or offloaded)."
             )
+
+
+def plain_operations_only() -> bool:
+    """Whether someone looks at single operations, and would not get through the functions with their own backward pass.
+
+    A compiler (which fuses plain operations itself, with no graph break), `torch.jit.trace`, the transformations of
+    `torch.func` and batched gradients, or forward-mode differentiation.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
 
 
 def _directions(
@@ -115,8 +131,8 @@ def _reflect_plain(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor | None, shi
     with _full_precision(x.device.type):
         blocks = x.to(dtype).unflatten(-1, u.shape)
         moved = blocks if shift is None else blocks - shift.to(dtype).view(u.shape)
-        s = torch.stack([(moved * b_k).sum(-1, keepdim=True) for b_k in b])
-        return (blocks + (s * a.view(len(a), *(1,) * (x.dim() - 1), *u.shape)).sum(0)).flatten(-2).to(x.dtype)
+        s = torch.stack([(moved * b_k).sum(-1, keepdim=True) for b_k in b.unbind()])
+        return (blocks + (s * a.view(a.shape[0], *(1,) * (x.dim() - 1), *u.shape)).sum(0)).flatten(-2).to(x.dtype)
 
 
 class _Reflection(torch.autograd.Function):
@@ -137,7 +153,9 @@ class _Reflection(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, u, v, shift, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: these gradients will themselves be differentiated
+        # create_graph=True: these gradients will themselves be differentiated; or a batch of gradients at once.
+        batched = torch._C._functorch.is_legacy_batchedtensor(gradient)
+        if torch.is_grad_enabled() or batched or plain_operations_only():
             return _differentiable_backward(ctx, gradient, x, u, v, shift)
         s, a, b, unit, length = kept or (None, *_directions(u, v, _work_dtype(x, u)))
         needs_parameters = any(ctx.needs_input_grad[1:])
@@ -179,7 +197,10 @@ def _differentiable_backward(
 ) -> tuple[torch.Tensor | None, ...]:
     inputs = (x, u, v, shift)
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed and t is not None]
-    got = iter(torch.autograd.grad(_reflect_plain(x, u, v, shift), wanted, gradient, create_graph=True))
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = _reflect_plain(x, u, v, shift)
+    got = iter(torch.autograd.grad(y, wanted, gradient, create_graph=twice))
     return tuple(next(got) if needed and t is not None else None for t, needed in zip(inputs, ctx.needs_input_grad, strict=True))
 
 

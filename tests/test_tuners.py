@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import json
 import math
 import subprocess
@@ -20,6 +21,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import PeftType
 from torch import nn
+from torch.autograd import forward_ad
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -539,6 +541,47 @@ def test_layer_compiles_without_graph_breaks(name: str) -> None:
     assert_same(compiled(inputs()), expected, 1e-5)
     compiled(inputs()).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("rows", [2, 128])  # around the layer, and through its weight
+@pytest.mark.parametrize("width", [64, 512])
+@EVERY
+def test_transformations_of_functions(name: str, width: int, rows: int) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.target_modules = {"0"}
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(width, width)), config).double().eval()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    x, dx = (torch.randn(rows, width, dtype=torch.float64) for _ in range(2))
+    y = model(x.requires_grad_())
+
+    def loss(parameters: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, parameters, (row,)).square().sum()
+
+    # per-sample gradients
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(trained, x.detach()[:, None])
+    whole = dict(zip(trained, torch.autograd.grad(y.square().sum(), list(trained.values()), retain_graph=True), strict=True))
+    for key, gradient in whole.items():
+        assert each[key].shape == (rows, *gradient.shape)
+        assert_same(each[key].sum(0), gradient, 1e-9)
+    # forward mode: the layer is affine in x
+    expected = (model(x + dx) - y).detach()
+    assert_same(torch.func.jvp(model, (x.detach(),), (dx,))[1], expected, 1e-9)
+    with forward_ad.dual_level():
+        assert_same(forward_ad.unpack_dual(model(forward_ad.make_dual(x.detach(), dx))).tangent, expected, 1e-9)
+    # batched gradients
+    several = torch.randn(3, *y.shape, dtype=y.dtype)
+    wanted = [x, *trained.values()]
+    together = torch.autograd.grad(y, wanted, several, is_grads_batched=True, retain_graph=True)
+    for i, g in enumerate(several):
+        for one, other in zip(together, torch.autograd.grad(y, wanted, g, retain_graph=True), strict=True):
+            assert_same(one[i], other, 1e-9)
+    # a trace
+    with torch.no_grad():
+        traced = torch.jit.trace(model.base_model.model, (x,))
+        torch.jit.save(traced, io.BytesIO())
+        assert_same(traced(2 * x[1:]), model(2 * x[1:]), 1e-9)  # also for another number of rows
 
 
 def test_diffusers_add_adapter() -> None:

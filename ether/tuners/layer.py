@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from ether.errors import ConfigurationError
 from ether.reflection import (
     block_multiply,
+    plain_operations_only,
     reflect,
     reflect_row_groups,
     reflected_linear,
@@ -362,7 +363,7 @@ class EtherLayer(MultiplicativeLayer):
             and not weight.requires_grad
             and not (bias is not None and bias.requires_grad)
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
+            and not plain_operations_only()
         )
 
     def _before(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
