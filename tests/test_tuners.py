@@ -281,6 +281,24 @@ def test_disabling_gives_the_base_model_also_while_merged(name: str) -> None:
     assert torch.equal(model(inputs()), expected)  # disabling unmerged it
 
 
+def test_one_weight_in_two_adapted_layers_is_not_merged() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    net[1].weight = net[0].weight
+    model = get_peft_model(net, EtherConfig(target_modules=["0", "1", "2"])).eval()
+    x = torch.randn(3, 8)
+    expected = model(x)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ConfigurationError, match="'0' and '1' share one weight"):
+            merge()
+        assert torch.equal(model(x), expected)
+    layer = model.base_model.model[1].get_base_layer()
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    model.merge_adapter()
+    assert_same(model(x), expected, 1e-5)
+    model.unmerge_adapter()
+    assert torch.equal(model(x), expected)
+
+
 # Offloading
 
 

@@ -213,7 +213,11 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Put back what the base layer was before the first merge, to the bit."""
+        """Put back what the base layer was before the first merge, to the bit; anything written to it since then is lost.
+
+        Exact also if another layer has the same weight, as long as only this one is merged: PEFT's `merge_adapter` refuses
+        two adapted layers with one weight.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return

@@ -78,6 +78,24 @@ class MultiplicativeModel(BaseTuner):
             new.requires_grad_(False)  # an additional adapter is not trainable until it is made active
         self._replace_module(parent, target_name, new, target)
 
+    def _check_merge_allowed(self) -> None:
+        """Raises ConfigurationError if two adapted layers have the same weight: it cannot become two products at once."""
+        super()._check_merge_allowed()
+        first: dict[int, str] = {}
+        for key, module in self.model.named_modules():
+            if not isinstance(module, self.tuner_layer_cls) or not module.settings:
+                continue
+            weight = getattr(module.get_base_layer(), "weight", None)
+            if weight is None or weight.device.type == "meta":  # offloaded: identity says nothing about the values
+                continue
+            if id(weight) in first:
+                raise ConfigurationError(
+                    f"Layers {first[id(weight)]!r} and {key!r} share one weight, and each has its own adapter. Merging would "
+                    "write both adapters into it, and the model would compute something else. Keep the adapters unmerged, "
+                    "or give one of the layers a copy first: `layer.weight = nn.Parameter(layer.weight.detach().clone())`."
+                )
+            first[id(weight)] = key
+
     def add_weighted_adapter(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: a weighted sum of reflections is not a reflection."""
         raise ConfigurationError(
