@@ -266,6 +266,12 @@ def test_safe_merge_refuses_nan_and_leaves_the_weight_alone() -> None:
         model.merge_adapter(safe_merge=True)
     assert torch.equal(layer_of(model).get_base_layer().weight.data, before)
     assert not layer_of(model).merged
+    model.add_adapter("sound", copy.deepcopy(CONFIGS["ETHER+"]))
+    for names in (["sound", "default"], ["default", "sound"]):
+        with pytest.raises(ConfigurationError, match=r"The adapter default seems to be broken.*left unchanged"):
+            model.merge_adapter(names, safe_merge=True)
+        assert torch.equal(layer_of(model).get_base_layer().weight.data, before)
+        assert not layer_of(model).merged
 
 
 @EVERY

@@ -185,32 +185,35 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
 
         safe_merge: refuse a result that is not finite, leaving the base layer as it was. adapter_names: the active ones
         if None. A quantised base layer is quantised again after the change, which rounds it: outputs move a little.
-        Raises ConfigurationError where the layer's quantisation lets its weight be neither read nor written.
+        Raises ConfigurationError where the layer's quantisation lets its weight be neither read nor written, and for the
+        first adapter whose result `safe_merge` refuses; nothing is merged then.
         """
-        for name in check_adapters_to_merge(self, adapter_names) or []:
-            if name not in self.settings:
-                continue
-            backend = self.quantization_backend
-            if backend is not None and not backend.supports_merge:
-                raise ConfigurationError(
-                    f"Layer {self.layer_name!r} is quantised with {backend.backend_name}, whose weights cannot be "
-                    f"rewritten, so the adapter {name!r} cannot be merged into it. Keep the adapter unmerged, or load "
-                    "the base model without quantisation."
-                )
-            with torch.no_grad():
-                weight = self._merged_weight(name, self._readable_weight("Merging"))
-            if safe_merge and not torch.isfinite(weight).all():
-                raise ConfigurationError(
-                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken (layer "
-                    f"{self.layer_name!r}); the base layer was left unchanged."
-                )
-            if not self._unmerged:
-                # The weight's tensor is replaced, not written into, so that the old one can be kept without copying it.
-                self._unmerged.append(self.base_layer if backend is not None else self.get_base_layer().weight.data)
-                if backend is not None:
-                    self.base_layer = copy.deepcopy(self.base_layer)
-            self.set_base_weight((weight.T if self.weight_is_transposed else weight).contiguous())
-            self.merged_adapters.append(name)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.settings]
+        if not names:
+            return
+        backend = self.quantization_backend
+        if backend is not None and not backend.supports_merge:
+            raise ConfigurationError(
+                f"Layer {self.layer_name!r} is quantised with {backend.backend_name}, whose weights cannot be "
+                f"rewritten, so the adapter {names[0]!r} cannot be merged into it. Keep the adapter unmerged, or load "
+                "the base model without quantisation."
+            )
+        with torch.no_grad():
+            weight = self._readable_weight("Merging")
+            for name in names:
+                weight = self._merged_weight(name, weight)
+                if safe_merge and not torch.isfinite(weight).all():
+                    raise ConfigurationError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken (layer "
+                        f"{self.layer_name!r}); the base layer was left unchanged."
+                    )
+        if not self._unmerged:
+            # The weight's tensor is replaced, not written into, so that the old one can be kept without copying it.
+            self._unmerged.append(self.base_layer if backend is not None else self.get_base_layer().weight.data)
+            if backend is not None:
+                self.base_layer = copy.deepcopy(self.base_layer)
+        self.set_base_weight((weight.T if self.weight_is_transposed else weight).contiguous())
+        self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Put back what the base layer was before the first merge, to the bit; anything written to it since then is lost.
