@@ -245,8 +245,9 @@ def test_merging_in_half_precision_rounds_once(name: str, dtype: torch.dtype) ->
     exact = dense_weight(copy.deepcopy(layer).double())
     model.merge_adapter()
     assert layer.get_base_layer().weight.dtype == dtype
-    # both sides are two roundings
-    assert_same(layer.get_base_layer().weight.data.double(), exact, 2 * torch.finfo(dtype).eps)
+    # half a unit in the last place, and what single precision adds
+    merged = layer.get_base_layer().weight.data.double()
+    torch.testing.assert_close(merged, exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-6)
     model.unmerge_adapter()
     assert torch.equal(layer.get_base_layer().weight.data, before)
 

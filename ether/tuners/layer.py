@@ -200,19 +200,22 @@ class MultiplicativeLayer(nn.Module, BaseTunerLayer):
             )
         with torch.no_grad():
             weight = self._readable_weight("Merging")
+            dtype = weight.dtype
+            weight = weight.to(torch.promote_types(dtype, torch.float32))  # rounded once, at the end
             for name in names:
                 weight = self._merged_weight(name, weight)
-                if safe_merge and not torch.isfinite(weight).all():
+                if safe_merge and not torch.isfinite(weight.to(dtype)).all():
                     raise ConfigurationError(
                         f"NaNs detected in the merged weights. The adapter {name} seems to be broken (layer "
                         f"{self.layer_name!r}); the base layer was left unchanged."
                     )
+            weight = (weight.T if self.weight_is_transposed else weight).to(dtype).contiguous()
         if not self._unmerged:
             # The weight's tensor is replaced, not written into, so that the old one can be kept without copying it.
             self._unmerged.append(self.base_layer if backend is not None else self.get_base_layer().weight.data)
             if backend is not None:
                 self.base_layer = copy.deepcopy(self.base_layer)
-        self.set_base_weight((weight.T if self.weight_is_transposed else weight).contiguous())
+        self.set_base_weight(weight)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
