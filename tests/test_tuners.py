@@ -827,6 +827,32 @@ def test_a_plain_frozen_layer_is_computed_through_its_weight(relaxed: bool, side
         assert len(calls) == 1
 
 
+@pytest.mark.parametrize("rows", [2, 150])
+def test_every_hook_sees_the_base_layer(rows: int) -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(320, 384)), EtherConfig(target_modules=["0"]))
+    base, x = model.base_model.model[0].base_layer, torch.randn(rows, 320, requires_grad=True)
+
+    def seen(add: Any) -> int:
+        calls = []
+        handle = add(lambda module, *_: calls.append(1) if module is base else None)
+        model(x).sum().backward()
+        handle.remove()
+        return len(calls)
+
+    everywhere = torch.nn.modules.module
+    for add in (
+        base.register_forward_pre_hook,
+        base.register_forward_hook,
+        base.register_full_backward_pre_hook,
+        base.register_full_backward_hook,
+        everywhere.register_module_forward_pre_hook,
+        everywhere.register_module_forward_hook,
+        everywhere.register_module_full_backward_pre_hook,
+        everywhere.register_module_full_backward_hook,
+    ):
+        assert seen(add) == 1, add
+
+
 def test_autocast_and_dropout_go_around_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ether_layer, "reflected_linear", lambda *a: pytest.fail("must not be used here"))
     model = get_peft_model(nn.Sequential(nn.Linear(320, 384)), EtherConfig(target_modules=["0"], dropout=0.5))

@@ -24,6 +24,7 @@ from peft.utils.quantization_utils import (
     resolve_quantization_backend,
 )
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.pytorch_utils import Conv1D
 
 from ether.errors import ConfigurationError
@@ -360,8 +361,10 @@ class EtherLayer(MultiplicativeLayer):
         base, config = self.base_layer, self.ether_settings[adapter_name]
         if type(base) is not nn.Linear or self._is_release(adapter_name) or (self.training and config.dropout):
             return False
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base):
-            return False  # someone, perhaps accelerate, has the layer do more
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+            return False
+        if "forward" in vars(base) or _has_any_global_hook():
+            return False  # someone, perhaps accelerate or a profiler, has the layer do more
         weight, bias = base.weight, base.bias
         vectors = self._vectors(adapter_name) or self._vectors(adapter_name, "_out")
         return (
