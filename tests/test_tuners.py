@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
@@ -740,7 +741,7 @@ def test_errors_name_the_thing_and_the_remedy() -> None:
         EtherConfig(sides="left")
     with pytest.raises(ConfigurationError, match=r"Unknown layout 'diag'.*Did you mean 'diagonal'"):
         EtherConfig(layout="diag")
-    for n in (0, -1, 1.5, True):
+    for n in (0, -1, 1.5, True, "2", None, np.float64(2), np.bool_(True)):
         with pytest.raises(ConfigurationError, match="n_blocks"):
             EtherConfig(n_blocks=n)
     with pytest.raises(ConfigurationError, match="dropout is 1"):
@@ -755,6 +756,13 @@ def test_errors_name_the_thing_and_the_remedy() -> None:
         adapted(CONFIGS["ETHER"]).add_weighted_adapter(["default"], [1.0], "sum")
     with pytest.raises(ConfigurationError, match="cannot mix adapters"):
         adapted(CONFIGS["ETHER"])(inputs(), adapter_names=["default"] * 2)
+
+
+def test_numbers_of_blocks_from_numpy(tmp_path: Path) -> None:
+    config = EtherConfig(n_blocks=np.int64(2))
+    assert type(config.n_blocks) is int and config.n_blocks == 2
+    config.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(str(tmp_path)).n_blocks == 2
 
 
 def test_a_failed_configuration_is_an_error_for_peft_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -106,8 +107,13 @@ class MultiplicativeConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # what PEFT's matching expects
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        if not isinstance(self.n_blocks, int) or isinstance(self.n_blocks, bool) or self.n_blocks < 1:
+        try:
+            n_blocks = 0 if isinstance(self.n_blocks, bool) else operator.index(self.n_blocks)
+        except TypeError:
+            n_blocks = 0
+        if n_blocks < 1:
             raise ConfigurationError(f"{name}.n_blocks is {self.n_blocks!r}; it is a whole number of at least 1.")
+        self.n_blocks = n_blocks  # a plain number, which JSON takes, also where NumPy's was given
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"{name}.dropout is {self.dropout!r}; it is a probability in [0, 1).")
         if self.bias not in (allowed := ("none", "all", f"{self._kind}_only")):
