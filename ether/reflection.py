@@ -40,8 +40,6 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "block_multiply",
-    "dense_blocks",
-    "dense_reflection",
     "plain_operations_only",
     "reflect",
     "reflect_row_groups",
@@ -497,22 +495,3 @@ def block_multiply(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     with _full_precision(x.device.type):
         rows = x.to(dtype).reshape(-1, n, size).transpose(0, 1)
         return torch.bmm(rows, blocks.to(dtype)).transpose(0, 1).reshape(x.shape).to(x.dtype)
-
-
-def dense_reflection(u: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
-    """The full (d, d) matrix H^B or H^B+ (Sec. 3.4), for checking and for small figures only; u, v: (n, b)."""
-
-    def one(u_i: torch.Tensor, v_i: torch.Tensor | None) -> torch.Tensor:
-        u_i = u_i / u_i.norm()
-        eye = torch.eye(len(u_i), dtype=u_i.dtype, device=u_i.device)
-        if v_i is None:
-            return eye - 2 * torch.outer(u_i, u_i)
-        v_i = v_i / v_i.norm()
-        return eye - torch.outer(u_i, u_i) + torch.outer(v_i, v_i)
-
-    return torch.block_diag(*[one(u_i, None if v is None else v[i]) for i, u_i in enumerate(u)])
-
-
-def dense_blocks(blocks: torch.Tensor) -> torch.Tensor:
-    """The full (d, d) matrix N^B of `Naive`, for checking only; blocks: (n, b, b)."""
-    return torch.block_diag(*blocks)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ether.dense import dense_reflection
 from ether.paper.deviations import adapter
 from ether.paper.deviations.__main__ import main
 from ether.paper.deviations.page import SECTIONS, page
-from ether.reflection import dense_reflection
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from made_up_runs import Run, nothing_published, save_images, store
 
 from ether import config
 from ether.analysis import claims
-from ether.exhibits import glue, instruct, perturbation, plots, robustness, style, subject
+from ether.exhibits import energy, glue, instruct, perturbation, plots, robustness, style, subject
 from ether.paper.claims import perturbation as perturbation_claims
 from ether.paper.claims import subject as subject_claims
 
@@ -167,11 +167,11 @@ def test_the_equal_rate_is_the_one_nearest_to_the_middle_at_which_every_run_fini
         for run in grid_runs(1.0)
     ]
     frame = pd.DataFrame(rows)
-    assert subject.equal_rate(frame.assign(status="finished")) == 3e-3  # the middle is 0.00316
-    assert subject.equal_rate(frame) == 1e-2  # 3e-3 diverged once
+    assert energy.equal_rate(frame.assign(status="finished")) == 3e-3  # the middle is 0.00316
+    assert energy.equal_rate(frame) == 1e-2  # 3e-3 diverged once
     without = frame[(frame["method"] == "naive-n4") | (frame["learning_rate"] == 1e-1)]
-    assert subject.equal_rate(without) == 1e-1
-    assert np.isnan(subject.equal_rate(frame[(frame["method"] == "naive-n4") | (frame["learning_rate"] == 3e-3)]))
+    assert energy.equal_rate(without) == 1e-1
+    assert np.isnan(energy.equal_rate(frame[(frame["method"] == "naive-n4") | (frame["learning_rate"] == 3e-3)]))
 
 
 @pytest.mark.parametrize(("ether_plus", "verdict"), [(0.02, "reproduced"), (0.001, "contradicted")])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ether import config
+from ether.dense import dense_reflection
 from ether.errors import ConfigurationError
 from ether.measures import cache, flops, weight_side
 from ether.measures.flops import closed_form, language_model_loss, package_step, stack, weight_side_rule, weight_side_step
@@ -17,7 +18,6 @@ from ether.measures.memory import _saved, step_memory
 from ether.paper import efficiency
 from ether.paper.efficiency import MODELS, at_equal_length, published_tflops
 from ether.paper.published import load, prints_as
-from ether.reflection import dense_reflection
 
 GRID = [
     (rule, size)

@@ -13,9 +13,9 @@ from torch import nn
 
 import ether
 import ether.methods.boft
+from ether.dense import dense_blocks, dense_reflection
 from ether.errors import ConfigurationError
 from ether.measures import geometry
-from ether.reflection import dense_blocks, dense_reflection
 
 WIDE, NARROW = 24, 12
 

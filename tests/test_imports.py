@@ -29,7 +29,7 @@ PACKAGE = ROOT / "ether"
 ORDER = (
     ("errors", "everything raises them"),
     (
-        "silence reflection kernels results sources progress machine processes",
+        "silence reflection dense kernels results sources progress machine processes",
         "tools that know nothing of the paper or the workflow",
     ),
     ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from ether import reflection
-from ether.reflection import dense_reflection, reflect
+from ether.dense import dense_reflection
+from ether.reflection import reflect
 
 # The test extra installs Triton where there are wheels: there, its absence is a failure and not a reason to skip.
 if (platform.system(), platform.machine()) != ("Linux", "x86_64"):

@@ -11,10 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ether import reflection
+from ether.dense import dense_blocks, dense_reflection
 from ether.reflection import (
     block_multiply,
-    dense_blocks,
-    dense_reflection,
     reflect,
     reflect_row_groups,
     reflected_linear,

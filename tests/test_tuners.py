@@ -28,8 +28,8 @@ from transformers.pytorch_utils import Conv1D
 
 import ether
 from ether import EtherConfig, NaiveConfig
+from ether.dense import dense_blocks, dense_reflection
 from ether.errors import ConfigurationError
-from ether.reflection import dense_blocks, dense_reflection
 from ether.tuners import layer as ether_layer
 from ether.tuners import register
 from ether.tuners.layer import EtherLayer

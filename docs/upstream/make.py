@@ -99,14 +99,14 @@ def without(text: str, where: str, *names: str) -> str:
 
 
 def reflection() -> str:
-    """`ether/reflection.py` without the fused kernels, and without what only Naive, tests and figures use."""
+    """`ether/reflection.py` without the fused kernels, and without what only Naive uses."""
     name = "ether/reflection.py"
     text = (ROOT / name).read_text(encoding="utf-8")
-    text = without(text, name, "_kernels", "_fused", "block_multiply", "dense_reflection", "dense_blocks")
+    text = without(text, name, "_kernels", "_fused", "block_multiply")
     text = replaced(
         text,
         name,
-        ('    "block_multiply",\n    "dense_blocks",\n    "dense_reflection",\n', ""),
+        ('    "block_multiply",\n', ""),
         ("import functools\nimport importlib\n", ""),
         ("from types import ModuleType\n", ""),
         ("    if (fused := _fused(rows, b)) is not None:\n        return fused.rank_update(rows, a, b, offset), None\n", ""),

@@ -162,12 +162,13 @@ def block_scheme() -> pd.DataFrame:
     import torch
 
     from ether import reflection
+    from ether.dense import dense_reflection
 
     d, f, n = (SCHEME[key] for key in "dfn")
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(n, d // n, generator=generator, dtype=torch.float64)
     w = torch.randn(d, f, generator=generator, dtype=torch.float64)
-    h = reflection.dense_reflection(u)
+    h = dense_reflection(u)
     diagonal = torch.stack([h[i : i + d // n, i : i + d // n] for i in range(0, d, d // n)])
     parts = {
         "H": h,

@@ -23,31 +23,20 @@ from ether.analysis.claims import MetricInfo
 from ether.analysis.separation import separation
 from ether.config import Scale
 from ether.errors import MissingResourceError
-from ether.exhibits import common, learning_rates
+from ether.exhibits import common, energy, learning_rates
 from ether.exhibits.common import caption as caption
+from ether.exhibits.energy import CONTROL, CONTROL_RATES
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
-from ether.paper.claims.subject import UNCHANGED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTROL, CONTROL_RATES = "control", "control_rates"  # experiments of the second halves of Table 6 and Figure 7
 LAST, CHOSEN, REAL = "validation", "best", "real"  # splits
 PHOTOGRAPHS = "real-images"  # the row that compares the photographs with one another
 DRIFT = "Drift"  # a column
 COLLAPSED = 0.5  # below this share of images with the prompt's background, the model no longer follows the prompt
 
-NAIVE = "naive-n4"
-PAPERS_RATIO = 100  # of ETHER+'s learning rate to Naive's, in both experiments of Figure 7 (App. C.1 and C.2)
-# The learning rates at which Figure 7's claims compare the methods: endings of the metrics, and what they are called.
-RATES = {
-    "": "",
-    "_lowest_rate": ", lowest common learning rate",
-    "_equal_rates": ", equal learning rates",
-    "_highest_rate": ", highest common learning rate",
-    "_papers_ratio": f", Naive with a {PAPERS_RATIO} times lower learning rate",
-}
 # Of Table 6: OFT and Naive at the same learning rate, by experiment: its grid, the metrics, and the split and score by which the
 # rate is selected.
 SAME_SETTING = "_same_rate"
@@ -58,12 +47,7 @@ SAME = {
 
 # Metrics of the claims that are columns of no table.
 METRICS = {
-    **{
-        f"{prefix}he_difference_{side}{ending}": MetricInfo(f"relative change of energy, {side} side{where}{at}", format=".1e")
-        for prefix, where in (("", ""), ("control_", ", semantic maps"))
-        for side in ("input", "output")
-        for ending, at in RATES.items()
-    },
+    **energy.METRICS,
     **{
         f"{metric}{SAME_SETTING}": MetricInfo(f"{name}, same learning rate", better, form)
         for metric, (name, better, form) in {
@@ -206,12 +190,11 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
     Tables: the columns' metrics after the last step on all prompts. Table 6 also has those of OFT and Naive at the same learning
-    rate, with the suffix `SAME_SETTING`. Figure 7: the relative changes of energy, `he_difference_input` and
-    `he_difference_output`, with a suffix of `RATES` for runs of the grid, and the prefix `control_` for controllable generation.
-    The evidence on Figure 4 is in `ether.exhibits.robustness`.
+    rate, with the suffix `SAME_SETTING`. Figure 7: see `ether.exhibits.energy`. The evidence on Figure 4 is in
+    `ether.exhibits.robustness`.
     """
     if exhibit == "figure7":
-        return pd.concat([_energy_evidence(scale, half) for half in _halves(scale)], ignore_index=True)
+        return pd.concat([energy.evidence(scale, half) for half in energy.halves(scale)], ignore_index=True)
     frames = [
         common.evidence_of(_values(exhibit, scale, experiment)).assign(unit=common.unit_of(experiment))
         for experiment in _experiments(exhibit, scale)
@@ -223,22 +206,6 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _energy_evidence(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
-    own, grid = _energy_values(scale, half)
-    of_one_side = grid[grid["metric"] == "he_difference_input"]
-    frames = {"": own}
-    if found := common_rates(of_one_side):
-        middle = equal_rate(of_one_side)
-        for ending, rate in (("_lowest_rate", found[0]), ("_equal_rates", middle), ("_highest_rate", found[-1])):
-            frames[ending] = grid[grid["learning_rate"] == rate]
-        of_naive = np.where(grid["method"] == NAIVE, middle / PAPERS_RATIO, middle)
-        frames["_papers_ratio"] = grid[np.isclose(grid["learning_rate"], of_naive, rtol=1e-6, atol=0)]
-    energies = pd.concat([frame.assign(metric=frame["metric"] + ending) for ending, frame in frames.items()])
-    if half[0] == CONTROL:
-        energies["metric"] = "control_" + energies["metric"]
-    return common.evidence_of(energies).assign(unit=common.unit_of(half[0]))
-
-
 def _same_setting(scale: Scale, experiment: str) -> pd.DataFrame:
     """Evidence on OFT and Naive at the same learning rate of a grid: metrics that end in `SAME_SETTING`.
 
@@ -246,10 +213,11 @@ def _same_setting(scale: Scale, experiment: str) -> pd.DataFrame:
     """
     name, metrics, (split, score) = SAME[experiment]
     grids = [
-        learning_rates.grid(scale, name, of_split, of_metrics, or_published=True).query("method in ('oft-n4', @NAIVE)")
+        learning_rates.grid(scale, name, of_split, of_metrics, or_published=True)
         for of_split, of_metrics in ((LAST, list(metrics)), (split, [score]))
     ]
-    rates = common_rates(grids[1])
+    grids = [grid[grid["method"].isin(("oft-n4", energy.NAIVE))] for grid in grids]
+    rates = energy.common_rates(grids[1])
     if not rates or grids[1]["method"].nunique() < 2:
         return pd.DataFrame(columns=common.EVIDENCE_COLUMNS)
     means = grids[1].groupby("learning_rate")["value"].mean()[rates]
@@ -300,63 +268,6 @@ def _diverged(axes: Any, runs_: pd.DataFrame) -> None:
         axes.plot([], [], "x", color=INK, markersize=6, label="a run diverged")
 
 
-SIDES = {"input": "neurons on the input side", "output": "neurons on the output side"}
-OWN, EQUAL = "own", "equal"  # of Figure 7: the learning rates of the methods' files, and one rate for all methods
-
-
-def common_rates(values: pd.DataFrame) -> list[float]:
-    """The learning rates at which every method has finished runs of every task and seed of the grid, in increasing order.
-
-    Args:
-        values: one row per run, with the columns method, task, seed, learning_rate, status and value.
-    """
-    finished = values[(values["status"] == "finished") & values["value"].notna()]
-    runs_of_all = len(values[["method", "task", "seed"]].drop_duplicates())
-    counts = finished.drop_duplicates(["method", "task", "seed", "learning_rate"])["learning_rate"].value_counts()
-    return sorted(float(rate) for rate in counts.index[counts == runs_of_all])
-
-
-def equal_rate(values: pd.DataFrame) -> float:
-    """The learning rate at which methods are compared at equal rates.
-
-    Of the `common_rates`, the one nearest to the middle of the grid on a logarithmic scale, the smaller in case of a tie. NaN if
-    there is no such rate. Arguments as for `common_rates`.
-    """
-    common_to_all = common_rates(values)
-    if not common_to_all:
-        return math.nan
-    rates = sorted(values["learning_rate"].dropna().unique())
-    middle = (math.log(rates[0]) + math.log(rates[-1])) / 2
-    return float(min(common_to_all, key=lambda rate: (round(abs(math.log(rate) - middle), 9), rate)))
-
-
-def _halves(scale: Scale) -> list[tuple[str, str]]:
-    """The experiments of Figure 7's halves: (at the methods' own learning rates, grid of rates)."""
-    right = common.present(scale, [CONTROL, CONTROL_RATES])
-    return [("subject", "subject_rates"), *([(CONTROL, CONTROL_RATES)] if len(right) == 2 else [])]
-
-
-def _energy_values(scale: Scale, half: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """|HE' - HE| / HE, mean over layers, after the last step: metrics `he_difference_input` and `he_difference_output`.
-
-    At the methods' own learning rates, and over the grid. Models without adapted layers are left out.
-    """
-    metrics = [f"he_difference_{side}" for side in SIDES]
-    published_too = half[0] == CONTROL
-    found = [common.last_values(scale, name, "geometry", metrics, or_published=published_too) for name in half]
-    own, grid = (frame[~frame["adapt_kind"].isin(("none", "frozen"))].assign(value=frame["value"].abs()) for frame in found)
-    return own, grid
-
-
-def _energies(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
-    """The values of Figure 7. The column `rates` is `OWN` for the methods' own learning rates, and `EQUAL` for the rate that
-    `equal_rate` selects from the grid."""
-    own, grid = _energy_values(scale, half)
-    metrics = [f"he_difference_{side}" for side in SIDES]
-    equal = grid[grid["learning_rate"] == equal_rate(grid[grid["metric"] == metrics[0]])]
-    return pd.concat([own.assign(rates=OWN), equal.assign(rates=EQUAL)], ignore_index=True)
-
-
 def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Figure 7: the change of the hyperspherical energy by fine-tuning, at each method's rate and at equal rates.
 
@@ -364,47 +275,26 @@ def figure7(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """
     from ether.exhibits.style import GREY, new_figure
 
-    halves = _halves(scale)
-    frames = [common.labelled(_energies(scale, half).dropna(subset="value")).assign(experiment=half[0]) for half in halves]
+    halves = energy.halves(scale)
+    frames = [common.labelled(energy.energies(scale, half).dropna(subset="value")).assign(experiment=half[0]) for half in halves]
     figure = new_figure(9.8, 3.9 * 2 * len(halves))
     panels = figure.subplots(2 * len(halves), 2, sharey=True, squeeze=False)
     names = {"subject": "subject-driven generation", CONTROL: "semantic map to image"}
     for number, (half, of_half) in enumerate(zip(halves, frames, strict=True)):
-        for row, rates in zip(panels[2 * number : 2 * number + 2], (OWN, EQUAL), strict=True):
+        for row, rates in zip(panels[2 * number : 2 * number + 2], (energy.OWN, energy.EQUAL), strict=True):
             of_row = of_half[of_half["rates"] == rates]
-            for axes, (side, title) in zip(row, SIDES.items(), strict=True):
-                _energy_bars(axes, of_row, f"he_difference_{side}")
+            for axes, (side, title) in zip(row, energy.SIDES.items(), strict=True):
+                energy.bars(axes, of_row, f"he_difference_{side}")
                 found = ", ".join(f"{rate:g}" for rate in sorted(of_row["learning_rate"].unique())) or "none"
-                which = "each method at its own learning rate" if rates == OWN else f"learning rate {found} for all"
+                which = "each method at its own learning rate" if rates == energy.OWN else f"learning rate {found} for all"
                 where = f"{names[half[0]]}, " if len(halves) > 1 else ""
                 axes.set_title(f"{where}{title}\n{which}", fontsize=10)
             row[0].set_ylabel("relative change of\nhyperspherical energy")
             edge = row[1].get_yaxis_transform()  # outside the panel, because the bars would hide it
-            row[1].text(1.01, UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY)
+            row[1].text(
+                1.01, energy.UNCHANGED, "unchanged\nbelow", transform=edge, ha="left", va="center", fontsize=8, color=GREY
+            )
     return figure, pd.concat(frames, ignore_index=True)
-
-
-def _energy_bars(axes: Any, data: pd.DataFrame, metric: str) -> None:
-    """A bar for the mean of each method, with its runs as points; rounding errors are drawn at the lower edge."""
-    from ether.exhibits.plots import in_two_lines
-    from ether.exhibits.style import GREY, style
-
-    floor, rounding = 1e-8, 1e-16  # the lower edge of the axis; the precision of the energies, which are in double precision
-    stems = list(data["method"].unique())
-    for place, stem in enumerate(stems):
-        values = data[(data["method"] == stem) & (data["metric"] == metric)]["value"]
-        if values.empty:
-            continue
-        mean, points = float(values.mean()), values.clip(lower=floor)
-        axes.bar(place, max(mean, floor), color=style(stem)[0], width=0.62, alpha=0.85)
-        axes.scatter(np.full(len(points), place), points, color="#222", s=9, zorder=3)
-        text = f"{mean:.0e}" if mean >= rounding else f"< {rounding:.0e}"
-        axes.text(place, points.max() * 1.6, text, ha="center", va="bottom", fontsize=8 if len(stems) < 8 else 6.5)
-    axes.axhline(UNCHANGED, color=GREY, linestyle=":", linewidth=1)
-    axes.set_yscale("log")
-    axes.set_ylim(floor, 10)
-    names = [in_two_lines(config.label(stem)) for stem in stems]
-    axes.set_xticks(range(len(stems)), names, rotation=35, ha="right", fontsize=9)
 
 
 def _factors(scale: Scale) -> pd.DataFrame:

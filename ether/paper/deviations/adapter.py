@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ether import config
+from ether.dense import dense_reflection
 from ether.measures.architectures import DEBERTA_V3_BASE, LLAMA_2_7B, SD15_UNET
 from ether.measures.geometry import hyperspherical_energy
 from ether.paper import published
 from ether.paper.deviations.point import Point, percent, random, rounded, table
-from ether.reflection import dense_reflection, reflect, reflect_row_groups
+from ether.reflection import reflect, reflect_row_groups
 
 SIZE = 256  # side of the square weights on which layouts are compared
 
