@@ -1,6 +1,8 @@
 # make <target>: sets up .venv from the project's own files (once), then runs `snakemake --cores N <target>`
 # with as many cores as there are; each job takes one, and the numbers do not depend on how many run side by side.
 #   make table4       make table4 CORES=1       make table4 CONFIG="scale=smoke"       make table4 ARGS=--verbose
+# Targets: table1 to table12, figure1 to figure12, parameters, figure_glue_rates, figure_instruct_rates, figure_vtab_rates;
+# tables, figures, claims, all; foundation (worlds and models), site (pages), report (one file), publish (a copy).
 # make setup does the set-up alone; make test sets up and runs the tests, on all cores (TEST_WORKERS=N).
 # make setup LOCKED=1 installs the exact versions of requirements.lock; make lock makes that file; make audit checks it.
 PYTHON ?= python3
@@ -19,7 +21,7 @@ READY := $(VENV)/.ready$(if $(LOCKED),-locked)
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,7p' Makefile
 
 setup: $(READY)
 

@@ -1,6 +1,8 @@
 # The paper as a workflow: `snakemake --cores 1 table4`, `--config scale=smoke|small|laptop|paper mirror=FOLDER …`.
 # Settings are in workflow/scales and workflow/methods; workflow/experiments.yaml and workflow/exhibits.yaml list the targets.
+import contextlib
 import functools
+import io
 import json
 import os
 import shlex
@@ -9,10 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)  # import the package from this checkout, even if it is not installed
 
+from snakemake.cli import parse_args
 from snakemake.exceptions import WorkflowError
 
 from ether import config as ether_config
-from ether import progress, results, sources
+from ether import progress, results, sources, targets
 from ether.errors import EtherError
 
 SCALE_NAME = str(config.get("scale", "small"))
@@ -47,6 +50,15 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.claims.output,
+
+
+# At the end, because the rules are known targets.
+try:
+    CHECKED = targets.check(of_this_command(), [rule.name for rule in workflow.rules], SCALE)
+except EtherError as error:
+    raise WorkflowError(str(error))
+if notice := CHECKED.notice(SCALE):
+    print(notice, file=sys.stderr)
 
 
 onstart:

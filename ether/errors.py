@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -52,13 +52,26 @@ def json_object(text: str, option: str) -> dict[str, Any]:
 
 def one_of(what: str, name: object, known: object, where: str = "") -> ConfigurationError:
     """The error for an unknown name. The message suggests the most similar known name."""
+    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
+    place = f" in {where}" if where else ""
+    return ConfigurationError(f"Unknown {what} {name!r}{place}.{suggestion(name, names)} Known: {', '.join(names)}.")
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """A question after the most similar known name, with a space before it; empty if none is similar."""
     import difflib
 
-    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    place = f" in {where}" if where else ""
-    return ConfigurationError(f"Unknown {what} {name!r}{place}.{hint} Known: {', '.join(names)}.")
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@contextlib.contextmanager
+def collecting(errors: list[EtherError]) -> Iterator[None]:
+    """Appends an error that is raised in the block to a list, so that further ones can be found (see `combined`)."""
+    try:
+        yield
+    except EtherError as error:
+        errors.append(error)
 
 
 @contextlib.contextmanager

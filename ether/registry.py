@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,8 @@ def label(stem: str) -> str:
         ConfigurationError: no such file.
     """
     return str(method(stem)["label"])
+
+
+def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The methods that a table prints: those whose file has no `tables`, or lists this table there."""
+    return {stem: method for stem, method in methods.items() if exhibit in method.get("tables", [exhibit])}

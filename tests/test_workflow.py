@@ -137,6 +137,25 @@ def test_wrong_config_ends_before_the_first_job_in_one_paragraph(clone, argument
     assert expected in said and "Traceback" not in said and not ran(said)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tabel4"], "Did you mean 'table4'"),
+        (["table12", "--config", "replay=stored"], "stored/metrics/vtab.parquet is missing. Copy it there"),
+        (["table2", "--config", "methods=ether-n64"], "table2 reads the experiment 'subject', which has no run with"),
+    ],
+)
+def test_a_target_that_cannot_be_made_ends_before_the_first_job_in_one_paragraph(clone, arguments, expected):
+    if not (clone / "stored").exists():
+        shutil.copytree(ROOT / "results/published/small/metrics", clone / "stored/metrics")
+        (clone / "stored/metrics/vtab.parquet").unlink()
+        for file in config.exhibits()["table12"].files(clone / "results/small"):  # as made before, from a complete folder
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    said = snakemake(clone, *arguments, expect=1)
+    assert expected in said and "Traceback" not in said and not ran(said) and said.count("Using workflow specific profile") <= 1
+
+
 def test_wrong_method_files_are_all_named_before_training(tmp_path):
     folder = project(tmp_path / "clone")
     for name, old, new in (("ether", "n_blocks: 1", "n_blocks: 7"), ("lora", "r: 8", "rank: 8")):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import pandas as pd
 
-from ether import config
+from ether import config, registry
 from ether.analysis import cells, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
@@ -32,9 +31,7 @@ def unit_of(experiment: str) -> str:
     return config.experiments()[experiment].unit
 
 
-def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The methods that a table prints: those whose file has no `tables`, or lists this table there."""
-    return {stem: method for stem, method in methods.items() if exhibit in method.get("tables", [exhibit])}
+printed_methods = registry.printed_methods  # which the check of the targets uses, too
 
 
 def metric_columns(paper: PublishedTable) -> dict[str, Column]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ether import config, results
+from ether import config, results, targets
 from ether.analysis import claims, rates
 from ether.analysis import runs as collected
 from ether.config import ExhibitEntry, Scale
@@ -74,6 +74,8 @@ def make(exhibit: str, scale_name: str = "small", overrides: Mapping[str, Any] |
             f"name: add `def {exhibit}(scale)`, or name another module."
         )
     figure, data = function(scale) if entry.kind == "figure" else (None, function(scale))
+    if entry.kind == "table" and entry.experiments and data.empty:
+        raise targets.nothing_printed(entry, scale, published.load()[entry.columns_of or exhibit].methods)
     made = Report(entry, scale, module, data, figure, _judged(entry, scale, module))
     made.write()
     return made

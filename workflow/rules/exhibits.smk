@@ -3,7 +3,7 @@
 
 
 def metrics_of(experiment, folder):
-    return [f"{folder}/{experiment}.{ending}" for ending in ("parquet", "runs.parquet")]
+    return list(map(str, targets.metrics_of(experiment, Path(folder))))
 
 
 def experiment_files(wildcards):
@@ -16,33 +16,27 @@ def experiment_files(wildcards):
     return found
 
 
-def available(exhibit):
-    """Whether the experiments it reads are available: in the scale, or in the replay folder."""
-    if SCALE.replay is None:
-        return all(name in JOBS for name in exhibit.experiments)
-    return all(
-        name in JOBS and os.path.exists(file) for name in exhibit.experiments for file in metrics_of(name, SCALE.metrics_folder)
-    )
+def of_this_command():
+    """The targets of the command line; none in a process that executes a single job for another one of Snakemake."""
+    settings = workflow.dag_settings
+    if settings is None:  # until the Snakefile has been read, the targets are in the command line only
+        if "snakemake" not in Path(sys.argv[0]).parts[-2:]:
+            return set()
+        with contextlib.redirect_stderr(io.StringIO()):  # it has said already which profile it uses
+            _, settings = parse_args(sys.argv[1:])
+    return set() if settings.target_jobs else set(settings.targets) or {"all"}
 
 
-OF_ALL_EXHIBITS = {"all", "claims", "site", "report"}  # targets
+AVAILABLE = [exhibit for exhibit in EXHIBITS.values() if targets.obstacle(exhibit, SCALE) is None]
 
 
-@functools.cache  # called when inputs are determined: the targets are not known before
+@functools.cache
 def experiments_of_targets():
-    """The experiments that the targets of the command line need.
-
-    Not those of targets that are files, and none in a process that executes a single job for another one of Snakemake.
-    """
-    if SCALE.replay is not None or workflow.dag_settings.target_jobs:
+    """The experiments that the targets of the command line need."""
+    if SCALE.replay is not None:
         return set()
-    targets = set(workflow.dag_settings.targets) or {"all"}
-    wanted = [
-        exhibit
-        for exhibit in EXHIBITS.values()
-        if available(exhibit) and targets & (OF_ALL_EXHIBITS | {exhibit.id, f"{exhibit.kind}s"})
-    ]
-    return {name for exhibit in wanted for name in exhibit.experiments}
+    wanted = targets.wanted(of_this_command(), SCALE).values()
+    return {name for exhibit in wanted if exhibit in AVAILABLE for name in exhibit.experiments}
 
 
 def optional_files(wildcards):
@@ -107,7 +101,7 @@ use rule table as figure with:
         notebook=RESULTS + "/notebooks/{exhibit}.ipynb",
 
 
-def targets(exhibit):
+def inputs_of_target(exhibit):
     """The inputs of a target: its files, and all metrics and runs they depend on. Without these as inputs, Snakemake would not
     recreate a deleted one as long as the table is newer than the remaining files."""
     files = [str(file) for file in exhibit.files(SCALE.results)]
@@ -122,23 +116,23 @@ for exhibit in EXHIBITS.values():
         name:
             exhibit.id
         input:
-            lambda wildcards, exhibit=exhibit: targets(exhibit),
+            lambda wildcards, exhibit=exhibit: inputs_of_target(exhibit),
 
 
 rule tables:
     input:
-        [targets(exhibit) for exhibit in EXHIBITS.values() if exhibit.kind == "table" and available(exhibit)],
+        [inputs_of_target(exhibit) for exhibit in AVAILABLE if exhibit.kind == "table"],
 
 
 rule figures:
     input:
-        [targets(exhibit) for exhibit in EXHIBITS.values() if exhibit.kind == "figure" and available(exhibit)],
+        [inputs_of_target(exhibit) for exhibit in AVAILABLE if exhibit.kind == "figure"],
 
 
 def where_results_are():
-    """The list of output files that is printed when the workflow has finished without an error."""
+    """The output files of the targets, which are printed when the workflow has finished without an error."""
     lines = [f"\nScale {SCALE_NAME!r}: {SCALE.settings['description']}."]
-    for exhibit in EXHIBITS.values():
+    for exhibit in targets.wanted(of_this_command(), SCALE).values():
         files = exhibit.files(SCALE.results)
         if all(file.exists() for file in files):
             lines.append(f"  {exhibit.id:10} {'  '.join(map(str, files))}")
@@ -147,6 +141,6 @@ def where_results_are():
                 lines.append(
                     "  metrics    " + "  ".join(f"{SCALE.metrics_folder}/{name}.parquet" for name in exhibit.experiments)
                 )
-    if os.path.exists(f"{RESULTS}/claims.md"):
+    if of_this_command() & set(targets.OF_ALL_EXHIBITS) and os.path.exists(f"{RESULTS}/claims.md"):
         lines.append(f"  claims     {RESULTS}/claims.md  {RESULTS}/claims.parquet  notebook {RESULTS}/notebooks/claims.ipynb")
     return "\n".join(lines)

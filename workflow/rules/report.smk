@@ -5,7 +5,7 @@
 rule claims:
     # Collects the verdicts of the available tables and figures, and judges nothing again.
     input:
-        [exhibit.files(SCALE.results)[-1] for exhibit in EXHIBITS.values() if available(exhibit)],
+        [exhibit.files(SCALE.results)[-1] for exhibit in AVAILABLE],
         sources.closure("ether.exhibits.verdicts"),
         [module for entry in EXHIBITS.values() if (module := f"ether/paper/claims/{entry.module}.py") and os.path.exists(module)],
         notebook="notebooks/claims.ipynb",
@@ -33,14 +33,14 @@ rule site:
     # The pages of the executed notebooks. The notebooks are logs of the rules that make the inputs, so they are not inputs.
     input:
         rules.claims.output,
-        [exhibit.files(SCALE.results) for exhibit in EXHIBITS.values() if available(exhibit)],
+        [exhibit.files(SCALE.results) for exhibit in AVAILABLE],
         sources.closure("ether.site"),
     output:
         RESULTS + "/site/index.html",
         RESULTS + "/report.rst",
         notebook_page("claims", "Claims"),
         report(RESULTS + "/site/tables.html", caption="../report/tables.rst", category="Tables", labels={"title": "All, sortable"}),
-        [notebook_page(exhibit.id, "Notebooks") for exhibit in EXHIBITS.values() if available(exhibit)],
+        [notebook_page(exhibit.id, "Notebooks") for exhibit in AVAILABLE],
     params:
         overrides=json.dumps(OVERRIDES),
     shell:
