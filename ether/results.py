@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -121,7 +122,7 @@ def read_parquet(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     """
     if not path.is_file():
         raise MissingResourceError(f"{path} is missing: run the workflow target again to make it.")
-    again = "Delete it and start again: it is then made again."
+    again = _remedy(path)
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -133,6 +134,20 @@ def read_parquet(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         if kind != "string" and not pd.api.types.is_numeric_dtype(frame[name]):
             raise MissingResourceError(f"{path}: the column {name!r} has no numbers, but {frame[name].dtype}. {again}")
     return frame
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged file: only those that the workflow makes are made again when they are deleted.
+
+    Collected metrics are made in results/<scale>/metrics of the current folder. All others are stored: committed, or in a folder
+    that --config replay=FOLDER names.
+    """
+    if ("results", "published") in itertools.pairwise(path.absolute().parts):
+        return f"Restore the committed file (git checkout -- {path}), or copy it again."
+    made = path.absolute().parent.parent.parent == Path("results").absolute()
+    if path.parent.name == "metrics" and not made:
+        return "Copy it there again: a replay makes no metrics, so do not delete the only copy."
+    return "Delete it and start again: it is then made again."
 
 
 def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -288,6 +288,27 @@ def test_a_truncated_table_of_results_is_damaged(tmp_path_factory, place):
         results.read_parquet(file, results.METRIC_COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("results/small/metrics/glue.parquet", "Delete it and start again"),
+        ("results/small/runs/glue/all/metrics.parquet", "Delete it and start again"),
+        ("results/published/small/metrics/glue.parquet", r"git checkout -- results/published/small/metrics/glue\.parquet"),
+        ("stored/metrics/glue.parquet", "Copy it there again"),
+        ("results/small/stored/metrics/glue.parquet", "Copy it there again"),
+    ],
+)
+def test_only_a_file_that_is_made_again_is_to_be_deleted(file, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path(file)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PAR1")
+    for named in (path, path.absolute()):
+        with pytest.raises(MissingResourceError, match=f"is damaged .*{remedy.replace('-- ', '-- .*')}") as caught:
+            results.read_parquet(named, results.METRIC_COLUMNS)
+        assert ("Delete it" in str(caught.value)) == remedy.startswith("Delete it")
+
+
 @pytest.mark.parametrize("change", [{"value": None}, {"value": ["high"]}, {"step": [[1]]}, {"step": ["1"]}])
 def test_a_table_of_another_form_is_refused(change, job, tmp_path):
     file = job / "metrics.parquet"
