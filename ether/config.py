@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ether.errors import ConfigurationError, MissingResourceError, one_of
+from ether.errors import ConfigurationError, EtherError, combined, one_of
+from ether.overrides import OVERRIDES, as_list, check_folder, flag
 from ether.registry import ExhibitEntry, ExperimentEntry, exhibits, experiments, label, method, methods, modules
 from ether.results import digest
-from ether.yamlfiles import ROOT, WORKFLOW, overlay, read_yaml, validate
+from ether.yamlfiles import ROOT, WORKFLOW, misplaced, overlay, problems, read_yaml, validate
 
 __all__ = [
+    "OVERRIDES",
     "ROOT",
     "WORKFLOW",
     "ExhibitEntry",
@@ -98,26 +100,6 @@ def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if isinstance(section, dict):
             section.pop("complete", None)
     return overlay(below, content)
-
-
-# Settings of `--config` in addition to `scale`. Each of them except `complete` and `replay` replaces the setting of that name.
-OVERRIDES = ("mirror", "foundation", "methods", "tasks", "seeds", "complete", "device", "processes", "replay")
-
-
-def _as_list(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, Iterable):
-        return [str(part) for part in value]
-    return [str(value)]
-
-
-def _flag(key: str, value: object) -> bool:
-    """True or false, as Snakemake or Python's callers give it."""
-    text = str(value).lower()
-    if text not in ("true", "false"):
-        raise ConfigurationError(f"--config {key}={value}: give true or false.")
-    return text == "true"
 
 
 @dataclass(frozen=True)
@@ -208,9 +190,10 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
                 raise one_of("experiment", like, sections, f"{experiment}.like of scale {name!r}")
             inherited = {key: value for key, value in settings[like].items() if key != "complete"}
             settings[experiment] = overlay(inherited, section)
-    validate(settings, "scale", file, modules())  # before names in it are looked up; the command line's values are checked below
+    if errors := _wrong(settings, file):  # before names in it are looked up; the command line's values are checked below
+        raise combined(errors)
     # A replay shows everything that is stored.
-    if _flag("complete", given.get("complete", False)) or "replay" in given:
+    if flag("complete", given.get("complete", False)) or "replay" in given:
         for experiment in sections:
             more = settings[experiment].pop("complete", {})
             settings[experiment] = overlay(settings[experiment], more)
@@ -222,20 +205,20 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
             raise ConfigurationError(f"--config processes={given['processes']}: give a whole number, as processes=4.")
         settings["processes"] = int(given["processes"])
     if "seeds" in given:
-        seeds = _as_list(given["seeds"])
+        seeds = as_list(given["seeds"])
         if not seeds or not all(re.fullmatch(r"[0-9]{1,10}", seed) for seed in seeds):
             raise ConfigurationError(f"--config seeds={given['seeds']}: give whole numbers, as seeds=0,1,2.")
         settings["seeds"] = [int(seed) for seed in seeds]
     for key in ("methods", "tasks"):
         if key in given:
-            names = _as_list(given[key])
+            names = as_list(given[key])
             if not names:
                 raise ConfigurationError(f"--config {key}={given[key]}: give at least one name.")
             _choose(settings, key, names, name)
     validate(settings, "scale", file, modules())
     for key, folder, inside in (("mirror", settings["mirror"], ""), ("replay", given.get("replay"), "metrics")):
         if folder:
-            _check_folder(key, str(folder), inside)
+            check_folder(key, str(folder), inside)
     scale = Scale(name, settings, dict(given))
     for experiment in scale.experiments():
         chosen_methods(scale, experiment)
@@ -246,32 +229,16 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
     return scale
 
 
-def _check_folder(key: str, folder: str, inside: str) -> None:
-    """Checks a folder given by --config: `mirror`, or `replay`, which has a folder of the name `inside`.
+def _wrong(settings: Mapping[str, Any], file: Path) -> list[EtherError]:
+    """What does not match the schema of scales; what a section inherits (`like`) is reported at the other one only."""
+    found = problems(settings, "scale", modules())
 
-    Raises:
-        ConfigurationError: not a possible path, or one with a brace, which Snakemake interprets as a wildcard.
-        MissingResourceError: the folder does not exist, or the replay folder has no metrics.
-    """
-    if re.search(r"[{}]", folder):
-        raise ConfigurationError(
-            f"--config {key}={folder}: a path with braces cannot be used, because Snakemake interprets the text between "
-            "them as a wildcard. Rename the folder, or create a link to it without braces."
-        )
-    try:
-        found = "\0" not in folder and (Path(folder).expanduser() / inside).is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, ~user of an unknown user, not encodable
-        raise ConfigurationError(f"--config {key}={folder[:200]!r} is not a path: {error}.") from error
-    if key == "mirror" and not found:
-        raise MissingResourceError(
-            f"The mirror folder {folder} does not exist. Set --config mirror=FOLDER to a folder with the layout "
-            "datasets/<hub id>/<config>/<split>.parquet and models/<hub id>/, or omit it to use the hub."
-        )
-    if not found:
-        raise MissingResourceError(
-            f"There is nothing to replay in {folder}: it has no folder `metrics`. Set --config replay=FOLDER to a folder with "
-            "the layout of results/published/small: metrics/<experiment>.parquet, metrics/<experiment>.runs.parquet and samples/."
-        )
+    def inherited(place: tuple[str, ...], message: str) -> bool:
+        section = settings.get(place[0]) if place else None
+        like = section.get("like") if isinstance(section, Mapping) else None
+        return ((like, *place[1:]), message) in found
+
+    return [misplaced(file, place, message) for place, message in found if not inherited(place, message)]
 
 
 def _choose(settings: dict[str, Any], key: str, chosen: list[str], scale: str) -> None:

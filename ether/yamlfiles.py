@@ -6,13 +6,13 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from ether.errors import ConfigurationError, MissingResourceError
+from ether.errors import ConfigurationError, MissingResourceError, combined, suggestion
 from ether.silence import hidden
 
 with hidden("rfc3987_syntax"):
@@ -121,32 +121,69 @@ def _schema(name: str, experiments: tuple[tuple[str, str], ...]) -> dict[str, An
     return definition
 
 
-def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: Mapping[str, str] | None = None) -> None:
-    """Checks a mapping against ``workflow/schemas/<schema>.schema.yaml``.
+def problems(
+    content: Mapping[str, Any], schema: str, experiments: Mapping[str, str] | None = None
+) -> list[tuple[tuple[str, ...], str]]:
+    """Everything that does not match ``workflow/schemas/<schema>.schema.yaml``: (the place of a value, what is wrong with it).
 
     Args:
         content: the content of a file.
         schema: scale | method | experiments | exhibits.
-        where: path of the file, for the message.
         experiments: {experiment: module}, for the schemas of scales and methods.
-
-    Raises:
-        ConfigurationError: the content does not match the schema. The message names the file, the key and the allowed values.
     """
     definition = _schema(schema, tuple((experiments or {}).items()))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(definition).iter_errors(content))
-    if error is None:
-        return
-    key = "/".join(map(str, error.absolute_path)) or "the top level"
-    message = error.message
-    if isinstance(error.instance, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", error.instance, re.I):
-        message += f" (YAML reads {error.instance} as text: write it with a dot and a sign, as 1.0e-3)"
-    allowed = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
-    if error.validator == "unevaluatedProperties":
-        allowed = {**_definitions()["values"]["properties"], **allowed}
-    if error.validator in ("additionalProperties", "unevaluatedProperties") and allowed:
-        message += f". Known keys there: {', '.join(sorted(allowed))}"
-    raise ConfigurationError(f"{where}, at {key}: {message}.")
+    found: dict[tuple[tuple[str, ...], str], None] = {}  # without duplicates: a missing key is an error for every one
+    for error in jsonschema.Draft202012Validator(definition).iter_errors(content):
+        best = jsonschema.exceptions.best_match([error])
+        found[tuple(map(str, best.absolute_path)), _explained(best)] = None
+    return list(found)
+
+
+def _explained(error: jsonschema.ValidationError) -> str:
+    """What is wrong with a value, with the allowed ones and the most similar of them."""
+    value, rule = error.instance, error.validator_value
+    if error.validator in ("additionalProperties", "unevaluatedProperties") and isinstance(value, dict):
+        known = _keys(error.schema)
+        if unknown := sorted(set(value) - known if known else ()):
+            near = "".join(suggestion(key, known) for key in unknown)
+            keys = f"unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}"
+            return f"{keys}.{near} Known keys there: {', '.join(sorted(known))}"
+    if error.validator == "required":
+        missing = [key for key in rule if key not in value]
+        return f"the key{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} must be given"
+    if error.validator == "enum" and isinstance(value, str):
+        near = suggestion(value, map(str, rule))
+        return f"{error.message}.{near}" if near else str(error.message)
+    if error.validator == "pattern" and "description" in error.schema:
+        return f"{value!r:.80} is not {error.schema['description']}"
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", value, re.I):
+        return f"{error.message} (YAML reads {value} as text: write it with a dot and a sign, as 1.0e-3)"
+    return str(error.message)
+
+
+def _keys(schema: Mapping[str, Any]) -> set[str]:
+    """The properties of a schema, and of the shared definitions that it refers to."""
+    found = set(schema.get("properties", {}))
+    if reference := schema.get("$ref"):
+        found |= _keys(_definitions()[reference.removeprefix("#/$defs/")])
+    return found
+
+
+def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: Mapping[str, str] | None = None) -> None:
+    """Checks a mapping against a schema (see `problems`); `where` is the file, for the message.
+
+    Raises:
+        ConfigurationError: the content does not match the schema. The message names the file, the keys and the allowed values.
+    """
+    if found := problems(content, schema, experiments):
+        raise combined([misplaced(where, place, message) for place, message in found])
+
+
+def misplaced(where: Path, place: Sequence[str], message: str) -> ConfigurationError:
+    """The error for one of the `problems` of a file."""
+    return ConfigurationError(
+        f"{where}, at {'/'.join(place) or 'the top level'}: {message}{'' if message.endswith('?') else '.'}"
+    )
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

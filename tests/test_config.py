@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from ether import config
+from ether import config, registry, yamlfiles
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.methods import adapt as methods
 from ether.paper import published
@@ -159,6 +160,60 @@ def test_schema_names_the_key(content, said):
     with pytest.raises(ConfigurationError, match=said):
         config.validate(content, "method", Path("workflow/methods/x.yaml"), config.modules())
     config.validate(_method(), "method", Path("x.yaml"), config.modules())
+
+
+@pytest.mark.parametrize(
+    ("adapt", "said"),
+    [
+        ({"kind": "peft", "typ": "HRA"}, "unknown key 'typ'. Did you mean 'type'"),
+        ({"kind": "peft", "type": "hra"}, "adapt/type: 'hra' is not a PEFT type in capitals"),
+        ({"kind": "peftt", "type": "HRA"}, "adapt/kind: 'peftt' is not one of .*Did you mean 'peft'?"),
+        ({"type": "HRA"}, "adapt: the key 'kind' must be given"),
+        ({"kind": "bottleneck", "size": 0, "after": []}, "adapt/size: 0 is less than"),
+        ({"kind": "full", "size": 3}, "unknown key 'size'. Known keys there: kind"),
+        (3, "adapt: 3 is not of type 'object'"),
+    ],
+)
+def test_an_error_in_adapt_is_one_of_its_kind(adapt, said):
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        config.validate(_method(adapt=adapt), "method", Path("x.yaml"), config.modules())
+    assert "schemas" not in str(caught.value)
+
+
+def test_every_error_of_a_file_is_reported():
+    content = {"lable": "X", "adapt": {"kind": "peftt"}, "training": {"gleu": {}, "glue": {"default": {"learning_rat": 1.0}}}}
+    with pytest.raises(ConfigurationError) as caught:
+        config.validate(content, "method", Path("x.yaml"), config.modules())
+    for near in ("label", "peft", "glue", "learning_rate"):
+        assert f"Did you mean {near!r}?" in str(caught.value)
+    assert str(caught.value).count("x.yaml, at ") == 5 and "the key 'label' must be given" in str(caught.value)
+
+
+@pytest.fixture
+def scale_file(tmp_path, monkeypatch):
+    """Writes a file workflow/scales/mine.yaml, in a copy of the folder `workflow`."""
+    shutil.copytree(config.WORKFLOW, tmp_path / "workflow")
+    for module in (config, registry, yamlfiles):
+        monkeypatch.setattr(module, "WORKFLOW", tmp_path / "workflow")
+    return (tmp_path / "workflow/scales/mine.yaml").write_text
+
+
+@pytest.mark.parametrize("experiment", ["glue", "vtab"])
+def test_a_wrong_key_of_a_section_is_reported_there_and_not_where_it_is_inherited(experiment, scale_file):
+    scale_file(f"over: smoke\n{experiment}: {{seedss: [0]}}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        config.load("mine")
+    said = str(caught.value)
+    assert f"mine.yaml, at {experiment}: unknown key 'seedss'. Did you mean 'seeds'?" in said
+    assert f"{experiment}_rates" not in said and {"seeds", "tasks", "model"} <= set(
+        said.split("there: ")[1].rstrip(".").split(", ")
+    )
+
+
+def test_the_base_of_a_scale_is_one_of_its_keys(scale_file):
+    scale_file("ovr: smoke\n")
+    with pytest.raises(ConfigurationError, match="unknown key 'ovr'. Did you mean 'over'?"):
+        config.load("mine")
 
 
 def test_peft_parameters_are_checked_by_name():

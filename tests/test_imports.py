@@ -33,7 +33,7 @@ ORDER = (
         "tools that know nothing of the paper or the workflow",
     ),
     ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),
-    ("__init__ registry", "the package's public names; the lists of experiments, exhibits and methods"),
+    ("__init__ registry overrides", "the package's public names; the lists of experiments, exhibits and methods; --config"),
     ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),
     ("targets", "the exhibits that a command line asks for"),
     ("hub training", "loads any model, those of `foundation` included; trains any model"),
