@@ -18,7 +18,7 @@ from ether import config as ether_config
 from ether import progress, results, sources, targets
 from ether.errors import EtherError
 
-SCALE_NAME = str(config.get("scale", "small"))
+SCALE_NAME = str(config.get("scale", "small") or "")  # `scale=` is None
 OVERRIDES = {key: value for key, value in config.items() if key != "scale"}
 try:
     SCALE = ether_config.load(SCALE_NAME, OVERRIDES)

@@ -8,17 +8,19 @@ implementation of methods and experiments, and no other module depends on the na
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ether.errors import ConfigurationError, EtherError, combined, one_of
-from ether.overrides import OVERRIDES, as_list, check_folder, flag
+from ether import scales
+from ether.errors import ConfigurationError, EtherError, collecting, combined, one_of
+from ether.overrides import OVERRIDES, check_folder
+from ether.overrides import read as read_overrides
 from ether.registry import ExhibitEntry, ExperimentEntry, exhibits, experiments, label, method, methods, modules
 from ether.results import digest
-from ether.yamlfiles import ROOT, WORKFLOW, misplaced, overlay, problems, read_yaml, validate
+from ether.scales import scale_names
+from ether.yamlfiles import ROOT, WORKFLOW, overlay, read_yaml, validate
 
 __all__ = [
     "OVERRIDES",
@@ -75,31 +77,6 @@ _SELECT = {
 
 
 # --- scales ----------------------------------------------------------------------------------------------------
-
-
-def scale_names() -> list[str]:
-    """Names of the scales: the files under ``workflow/scales``."""
-    return sorted(path.stem for path in (WORKFLOW / "scales").glob("*.yaml"))
-
-
-def _read_scale(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    if name not in scale_names():
-        raise one_of("scale", name, scale_names(), "--config scale=…")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):  # it is part of commands and paths
-        raise ConfigurationError(
-            f"workflow/scales/{name}.yaml: the file's name identifies the scale; use letters, digits, '.', '_', '+', '-'."
-        )
-    if name in seen:
-        raise ConfigurationError(f"The scales {' -> '.join((*seen, name))} are circular overlays: change `over` in one of them.")
-    content = read_yaml(WORKFLOW / "scales" / f"{name}.yaml")
-    base = content.pop("over", None)
-    if not base:
-        return content
-    below = _read_scale(base, (*seen, name))
-    for section in below.values():  # what a scale publishes is not what a scale over it does
-        if isinstance(section, dict):
-            section.pop("complete", None)
-    return overlay(below, content)
 
 
 @dataclass(frozen=True)
@@ -169,100 +146,77 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Scale:
         overrides: any of ``OVERRIDES``; lists may be given as comma-separated text.
 
     Raises:
-        ConfigurationError: unknown scale, override, method or task, or a value that the schema does not allow.
+        ConfigurationError: unknown scale, override, method or task, or a value that the schema does not allow; all in one.
         MissingResourceError: the mirror or replay folder does not exist.
     """
-    given = {key: value for key, value in (overrides or {}).items() if value not in (None, "")}
-    for key in given:
-        if key not in OVERRIDES:
-            raise one_of("setting", key, ("scale", *OVERRIDES), "--config")
-    settings = _read_scale(name)
-    file = WORKFLOW / "scales" / f"{name}.yaml"
-    for experiment in experiments():  # null: the scale leaves out an experiment of the scale that it is an overlay on
-        if experiment in settings and settings[experiment] is None:
-            del settings[experiment]
-    sections = {experiment: settings[experiment] for experiment in experiments() if experiment in settings}
-    for experiment, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise ConfigurationError(f"{file}, at {experiment}: {section!r} is not a mapping.")
-        if like := section.get("like"):
-            if not isinstance(like, str) or not isinstance(sections.get(like), Mapping):
-                raise one_of("experiment", like, sections, f"{experiment}.like of scale {name!r}")
-            inherited = {key: value for key, value in settings[like].items() if key != "complete"}
-            settings[experiment] = overlay(inherited, section)
-    if errors := _wrong(settings, file):  # before names in it are looked up; the command line's values are checked below
+    errors: list[EtherError] = []
+    given = read_overrides(overrides or {}, errors)
+    settings: dict[str, Any] = {}
+    with collecting(errors):
+        settings = scales.resolved(name)
+    if not settings:
         raise combined(errors)
+    raw = {key: value for key, value in (overrides or {}).items() if key in given}
     # A replay shows everything that is stored.
-    if flag("complete", given.get("complete", False)) or "replay" in given:
-        for experiment in sections:
-            more = settings[experiment].pop("complete", {})
-            settings[experiment] = overlay(settings[experiment], more)
-    for key in ("mirror", "foundation", "device"):
-        if key in given:
-            settings[key] = str(given[key])
-    if "processes" in given:
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", str(given["processes"])):
-            raise ConfigurationError(f"--config processes={given['processes']}: give a whole number, as processes=4.")
-        settings["processes"] = int(given["processes"])
-    if "seeds" in given:
-        seeds = as_list(given["seeds"])
-        if not seeds or not all(re.fullmatch(r"[0-9]{1,10}", seed) for seed in seeds):
-            raise ConfigurationError(f"--config seeds={given['seeds']}: give whole numbers, as seeds=0,1,2.")
-        settings["seeds"] = [int(seed) for seed in seeds]
+    if given.get("complete") or "replay" in given:
+        for experiment in experiments():
+            more = settings.get(experiment, {}).pop("complete", {})
+            if more:
+                settings[experiment] = overlay(settings[experiment], more)
+    settings |= {key: given[key] for key in ("mirror", "foundation", "device", "processes", "seeds") if key in given}
     for key in ("methods", "tasks"):
         if key in given:
-            names = as_list(given[key])
-            if not names:
-                raise ConfigurationError(f"--config {key}={given[key]}: give at least one name.")
-            _choose(settings, key, names, name)
-    validate(settings, "scale", file, modules())
+            errors += _choose(settings, key, given[key], name)
+    errors += scales.wrong(settings, scales.file_of(name), raw)
     for key, folder, inside in (("mirror", settings["mirror"], ""), ("replay", given.get("replay"), "metrics")):
         if folder:
-            check_folder(key, str(folder), inside)
-    scale = Scale(name, settings, dict(given))
+            with collecting(errors):
+                check_folder(key, str(folder), inside)
+    scale = Scale(name, settings, raw)
     for experiment in scale.experiments():
-        chosen_methods(scale, experiment)
-        known = settings[experiment]["known_tasks"]
-        for task in settings[experiment]["tasks"]:
-            if task not in known:
-                raise one_of("task", task, known, f"{experiment} of scale {name!r} (or --config tasks=…)")
+        with collecting(errors):
+            chosen_methods(scale, experiment)
+        section = settings[experiment]
+        where = f"{experiment} of scale {name!r}"
+        for task in dict.fromkeys((*section["tasks"], *section["training"].get("tasks", {}))):
+            if task not in section["known_tasks"]:
+                errors.append(one_of("task", task, section["known_tasks"], where))
+    if errors:
+        raise combined(errors)
     return scale
 
 
-def _wrong(settings: Mapping[str, Any], file: Path) -> list[EtherError]:
-    """What does not match the schema of scales; what a section inherits (`like`) is reported at the other one only."""
-    found = problems(settings, "scale", modules())
-
-    def inherited(place: tuple[str, ...], message: str) -> bool:
-        section = settings.get(place[0]) if place else None
-        like = section.get("like") if isinstance(section, Mapping) else None
-        return ((like, *place[1:]), message) in found
-
-    return [misplaced(file, place, message) for place, message in found if not inherited(place, message)]
-
-
-def _choose(settings: dict[str, Any], key: str, chosen: list[str], scale: str) -> None:
+def _choose(settings: dict[str, Any], key: str, chosen: list[str], scale: str) -> list[EtherError]:
     """Restricts each experiment to the chosen methods or tasks; an experiment that has none of them is removed.
 
-    Raises:
-        ConfigurationError: no experiment of the scale has a method or task of this name.
+    Returns:
+        An error for each name that no experiment of the scale has as a method or task; then nothing is changed.
     """
     sections = [experiment for experiment in experiments() if experiment in settings]
     known = {e: settings[e]["known_tasks"] if key == "tasks" else list(_eligible(settings, e)) for e in sections}
+    errors: list[EtherError] = []
     for name in chosen:
         if not any(name in names for names in known.values()):
             every = methods() if key == "methods" else dict.fromkeys(t for names in known.values() for t in names)
             if name in every:
-                raise ConfigurationError(
-                    f"workflow/methods/{name}.yaml has no hyperparameters for an experiment of scale {scale!r}: add "
-                    f"training.<experiment> with a section `default` or {' or '.join(settings['hyperparameters'])}."
-                )
-            raise one_of(key.removesuffix("s"), name, every, f"--config {key}=…")
-    for experiment in sections:
+                modules_ = dict.fromkeys(_trained_as(settings, experiment) for experiment in sections)
+                errors.append(_no_hyperparameters(name, f"an experiment of scale {scale!r}", modules_, settings))
+            else:
+                errors.append(one_of(key.removesuffix("s"), name, every, f"--config {key}=…"))
+    for experiment in sections if not errors else ():
         if selected := [name for name in chosen if name in known[experiment]]:
             settings[experiment][key] = selected
         else:
             del settings[experiment]
+    return errors
+
+
+def _no_hyperparameters(stem: str, what: str, trained_as: Iterable[str], settings: Mapping[str, Any]) -> ConfigurationError:
+    places = " or ".join(f"training.{name}" for name in trained_as)
+    return ConfigurationError(
+        f"workflow/methods/{stem}.yaml has no hyperparameters for {what}: give {places} a section `default` or "
+        f"{' or '.join(settings['hyperparameters'])}."
+    )
 
 
 def _trained_as(settings: Mapping[str, Any], experiment: str) -> str:
@@ -298,10 +252,8 @@ def chosen_methods(scale: Scale, experiment: str) -> dict[str, dict[str, Any]]:
         if key not in every:
             raise one_of("method", key, every, f"{experiment} of scale {scale.name!r} (the files of workflow/methods)")
         if key not in eligible:
-            raise ConfigurationError(
-                f"workflow/methods/{key}.yaml has no hyperparameters for {experiment!r}: add training.{experiment} with a "
-                f"section `default` or {' or '.join(scale.settings['hyperparameters'])}."
-            )
+            trained_as = _trained_as(scale.settings, experiment)
+            raise _no_hyperparameters(key, f"{experiment!r} of scale {scale.name!r}", [trained_as], scale.settings)
     return {key: method for key, method in every.items() if key in listed}
 
 

@@ -124,7 +124,7 @@ def _schema(name: str, experiments: tuple[tuple[str, str], ...]) -> dict[str, An
 def problems(
     content: Mapping[str, Any], schema: str, experiments: Mapping[str, str] | None = None
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Everything that does not match ``workflow/schemas/<schema>.schema.yaml``: (the place of a value, what is wrong with it).
+    """All that does not match ``workflow/schemas/<schema>.schema.yaml``: (the place of a value, a sentence on what is wrong).
 
     Args:
         content: the content of a file.
@@ -135,7 +135,8 @@ def problems(
     found: dict[tuple[tuple[str, ...], str], None] = {}  # without duplicates: a missing key is an error for every one
     for error in jsonschema.Draft202012Validator(definition).iter_errors(content):
         best = jsonschema.exceptions.best_match([error])
-        found[tuple(map(str, best.absolute_path)), _explained(best)] = None
+        message = _explained(best)
+        found[tuple(map(str, best.absolute_path)), message if message.endswith("?") else f"{message}."] = None
     return list(found)
 
 
@@ -181,9 +182,7 @@ def validate(content: Mapping[str, Any], schema: str, where: Path, experiments: 
 
 def misplaced(where: Path, place: Sequence[str], message: str) -> ConfigurationError:
     """The error for one of the `problems` of a file."""
-    return ConfigurationError(
-        f"{where}, at {'/'.join(place) or 'the top level'}: {message}{'' if message.endswith('?') else '.'}"
-    )
+    return ConfigurationError(f"{where}, at {'/'.join(place) or 'the top level'}: {message}")
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

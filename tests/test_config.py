@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ether import config, registry, yamlfiles
+from ether import config, registry, scales, yamlfiles
 from ether.errors import ConfigurationError, MissingResourceError
 from ether.methods import adapt as methods
 from ether.paper import published
@@ -106,11 +106,37 @@ def test_changing_one_method_changes_only_its_job(monkeypatch):
         ({"complete": "maybe"}, "true or false"),
         ({"device": "tpu"}, "device"),
         ({"foundation": "download"}, "foundation"),
+        ({"device": "gpu"}, "--config device=gpu: 'gpu' is not one of"),
+        ({"foundation": "x"}, "--config foundation=x: 'x' is not one of"),
+        ({"seeds": "0,0"}, "--config seeds=0,0: "),
+        ({"methods": "lora,lora"}, "--config methods=lora,lora: "),
+        ({"methods": None}, "--config methods=: give at least one name"),
+        ({"tasks": ""}, "--config tasks=: give at least one name"),
+        ({"seeds": None}, "--config seeds=: give whole numbers"),
     ],
 )
 def test_wrong_overrides_are_explained(overrides, said):
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=said) as caught:
         config.load("small", overrides)
+    assert "small.yaml" not in str(caught.value)
+
+
+def test_every_error_of_a_command_line_is_reported(tmp_path):
+    given = {
+        "methods": "loar,ehter",
+        "tasks": "rtee",
+        "seeds": "x",
+        "device": "gpu",
+        "taskz": "rte",
+        "mirror": str(tmp_path / "no"),
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        config.load("small", given)
+    said = str(caught.value).split("\n\n")
+    expected = ("'lora'?", "'ether'?", "'rte'?", "seeds=x: give whole", "device=gpu", "'tasks'?", "no does not exist")
+    assert len(said) == 7 and all(any(part in line for line in said) for part in expected)
+    with pytest.raises(ConfigurationError, match="(?s)seeds=x.*Did you mean 'small'"):
+        config.load("smal", {"seeds": "x"})
 
 
 def test_complete_adds_to_a_scale_and_is_not_inherited():
@@ -216,6 +242,34 @@ def test_the_base_of_a_scale_is_one_of_its_keys(scale_file):
         config.load("mine")
 
 
+def test_a_section_of_hyperparameters_that_no_method_has_is_named(scale_file):
+    scale_file("over: small\nhyperparameters: [smal]\n")
+    with pytest.raises(
+        ConfigurationError, match=r"Unknown section .*'smal' in .*mine\.yaml, hyperparameters\. .*'small'\?"
+    ) as caught:
+        config.load("mine")
+    assert "training" not in str(caught.value)
+
+
+def test_missing_hyperparameters_are_to_be_given_for_the_module(scale_file):
+    scale_file("over: small\ninstruct_rates: {methods: [full]}\n")
+    with pytest.raises(
+        ConfigurationError, match=r"full\.yaml .* 'instruct_rates' .*: give training\.instruct a section"
+    ) as caught:
+        config.load("mine")
+    assert "training.instruct_rates" not in str(caught.value)
+
+
+def test_leaving_out_an_experiment_means_its_grid_too(scale_file):
+    scale_file("over: small\ninstruct: null\n")
+    with pytest.raises(
+        ConfigurationError, match=r"leaves out 'instruct', .*leave out 'instruct_rates', too \(instruct_rates: null\)"
+    ):
+        config.load("mine")
+    scale_file("over: small\ninstruct: null\ninstruct_rates: null\n")
+    assert "instruct" not in config.load("mine").experiments()
+
+
 def test_peft_parameters_are_checked_by_name():
     with pytest.raises(ConfigurationError, match="Unknown ETHER parameter 'n_block'.*Did you mean 'n_blocks'"):
         methods.check_arguments("mine", {"kind": "peft", "type": "ETHER", "config": {"n_block": 4}})
@@ -278,7 +332,7 @@ def test_no_scale_sets_a_value_its_base_already_has_without_need():
     for name in config.scale_names():
         content = yaml.safe_load((config.WORKFLOW / "scales" / f"{name}.yaml").read_text())
         if "over" in content:
-            base = config._read_scale(content["over"])
+            base = scales.read_scale(content["over"])
             own = {k: v for k, v in content.items() if k not in ("over", "threads", "seeds", "hyperparameters")}
             repeated = [k for k, v in own.items() if base.get(k) == v]
             assert not repeated, (name, repeated)

@@ -34,6 +34,7 @@ ORDER = (
     ),
     ("tuners worlds yamlfiles", "the adapters for PEFT; made-up data; the workflow's files, read and validated"),
     ("__init__ registry overrides", "the package's public names; the lists of experiments, exhibits and methods; --config"),
+    ("scales", "the files of scales"),
     ("config foundation methods", "scales and runs; small models, which learn from worlds; methods, which use the adapters"),
     ("targets", "the exhibits that a command line asks for"),
     ("hub training", "loads any model, those of `foundation` included; trains any model"),
