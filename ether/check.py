@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ether import results
-from ether.config import RunSpec, experiments, load, runs
+from ether.config import RunSpec, experiments, load, methods, runs
 from ether.errors import ConfigurationError, EtherError, HardwareError, combined, json_object
 
 FREE_SPACE = 2 * 1024**3  # bytes; the small scale's results take a few MB, checkpoints of larger models far more
@@ -54,11 +54,14 @@ def check_run(spec: RunSpec, scale_results: Path) -> None:
         EtherError: the first error found.
     """
     from ether.experiments.common import experiment
+    from ether.measures.parameters import terms_of
     from ether.methods.adapt import check_arguments
 
     benchmark = experiment(experiments()[spec.experiment].module)
     _check_processes(spec, getattr(benchmark, "divisible", False))
     check_arguments(spec.method, spec.adapt)
+    if convention := methods().get(spec.method, {}).get("parameters", {}).get("convention"):  # counted after training
+        terms_of(convention, f"workflow/methods/{spec.method}.yaml, parameters.convention")
     benchmark.check(spec, scale_results)
     skeleton = benchmark.skeleton(spec, scale_results)
     # A learning rate or a seed changes no shape; any other hyperparameter may be the value of a $name in the method's config.

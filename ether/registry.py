@@ -124,6 +124,8 @@ def _methods() -> str:
     found: dict[str, Any] = {}
     labels: dict[str, Path] = {}
     errors: list[EtherError] = []
+    for path in sorted((WORKFLOW / "methods").glob("*.yml")):
+        errors.append(ConfigurationError(f"{path} would not be read: rename it to {path.stem}.yaml."))
     for path in sorted((WORKFLOW / "methods").glob("*.yaml")):
         try:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", path.stem):
@@ -135,6 +137,8 @@ def _methods() -> str:
         except EtherError as error:
             errors.append(error)
             continue
+        tables = [id_ for id_, exhibit in exhibits().items() if exhibit.kind == "table"]
+        errors += [one_of("table", name, tables, f"{path}, tables") for name in content.get("tables", ()) if name not in tables]
         if content["label"] in labels:
             errors.append(
                 ConfigurationError(
@@ -153,7 +157,7 @@ def methods() -> dict[str, dict[str, Any]]:
     """All methods under ``workflow/methods`` by stem, in the order of their ``order`` key.
 
     Raises:
-        ConfigurationError: files do not match the schema, or two have the same label. The message names all of them.
+        ConfigurationError: files do not match the schema, name an unknown table, or have the same label. The message names all.
     """
     found = json.loads(_methods())
     return dict(sorted(found.items(), key=lambda item: (item[1].get("order", 1000), item[0])))

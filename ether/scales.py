@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def resolved(name: str) -> dict[str, Any]:
     with collecting(errors):
         methods()
     errors = errors or wrong(settings, file_of(name))
-    errors = errors or _unknown_sections(settings, name)
+    errors = errors or [*_unknown_sections(settings, name), *_unknown_in_methods()]
     if errors:
         raise combined(errors)
     return settings
@@ -90,6 +91,46 @@ def _unknown_sections(settings: Mapping[str, Any], name: str) -> list[EtherError
         for section in settings["hyperparameters"]
         if section not in known
     ]
+
+
+@functools.cache
+def known_names() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
+    """Names that a method's file may use: sections of hyperparameters, and tasks by module, of all scales.
+
+    A scale that cannot be read has none; its errors are reported when it is used.
+    """
+    sections: set[str] = {"default"}
+    tasks: dict[str, set[str]] = {}
+    for name in scale_names():
+        with collecting([]):
+            settings = read_scale(name)
+            sections |= _texts(settings.get("hyperparameters"))
+            for experiment, module in modules().items():
+                section = settings.get(experiment)
+                if isinstance(section, Mapping):
+                    tasks.setdefault(module, set()).update(_texts(section.get("known_tasks")))
+    return frozenset(sections), {module: frozenset(names) for module, names in tasks.items()}
+
+
+def _texts(value: object) -> set[str]:
+    return {text for text in value if isinstance(text, str)} if isinstance(value, list) else set()
+
+
+def _unknown_in_methods() -> list[EtherError]:
+    """Sections and tasks in the methods' files that no scale has: they would be ignored."""
+    known_sections, known_tasks = known_names()
+    errors: list[EtherError] = []
+    for stem, entry in methods().items():
+        for module, sections in entry["training"].items():
+            where = f"{yamlfiles.WORKFLOW / 'methods' / stem}.yaml, training.{module}"
+            tasks = known_tasks.get(module, frozenset())
+            for name, section in (sections or {}).items():
+                if name not in known_sections:
+                    errors.append(one_of("section", name, known_sections, f"{where} (`hyperparameters` of the scales)"))
+                errors += [
+                    one_of("task", task, tasks, f"{where}.{name}.tasks") for task in section.get("tasks", {}) if task not in tasks
+                ]
+    return errors
 
 
 def wrong(settings: Mapping[str, Any], file: Path, given: Mapping[str, Any] | None = None) -> list[EtherError]:

@@ -70,3 +70,12 @@ def test_every_hyperparameter_may_stand_in_a_methods_config(workplace, monkeypat
 def test_every_shipped_method_of_the_smoke_scale_passes(workplace):
     scale = config.load("smoke")
     assert check_all(scale, "glue") == len(config.runs(scale, "glue"))
+
+
+def test_an_unknown_counting_convention_is_refused_before_training(workplace, monkeypatch):
+    every = config.methods()
+    every["lora"]["parameters"] = {"convention": "low-rnk"}
+    monkeypatch.setattr(check, "methods", lambda: every)
+    scale = config.load("smoke", {"methods": "lora", "tasks": "rte"})
+    with pytest.raises(EtherError, match=r"'low-rnk' in workflow/methods/lora\.yaml, parameters\.convention\. .*'low-rank'"):
+        check_all(scale, "glue")

@@ -260,6 +260,38 @@ def test_missing_hyperparameters_are_to_be_given_for_the_module(scale_file):
     assert "training.instruct_rates" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"training": {"glue": {"smal": {}}}}, r"section 'smal' in .*mine\.yaml, training\.glue .*Did you mean 'small'"),
+        ({"training": {"glue": {"default": {"tasks": {"rtee": {}}}}}}, r"'rtee' in .*training\.glue\.default\.tasks\. .*'rte'\?"),
+        ({"tables": ["table44"]}, r"table 'table44' in .*mine\.yaml, tables\. Did you mean 'table4'"),
+    ],
+)
+def test_names_in_a_methods_file_are_known(change, said, scale_file):
+    methods_folder = registry.WORKFLOW / "methods"
+    caches = (registry._methods, scales.known_names)
+    (methods_folder / "mine.yaml").write_text(yaml.safe_dump(_method(**change)))
+    (methods_folder / "other.yml").write_text("")
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        with pytest.raises(ConfigurationError, match=said if "tables" in change else r"other\.yml would not be read: rename it"):
+            config.load("small")
+        (methods_folder / "other.yml").unlink()
+        with pytest.raises(ConfigurationError, match=said):
+            config.load("small")
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_tasks_of_a_scales_hyperparameters_are_known(scale_file):
+    scale_file("over: small\nglue: {training: {tasks: {rtee: {max_length: 8}}}}\n")
+    with pytest.raises(ConfigurationError, match="Unknown task 'rtee' in glue of scale 'mine'.*'rte'?"):
+        config.load("mine")
+
+
 def test_leaving_out_an_experiment_means_its_grid_too(scale_file):
     scale_file("over: small\ninstruct: null\n")
     with pytest.raises(

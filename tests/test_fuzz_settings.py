@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from test_workflow import project, snakemake
 from torch import nn
 
-from ether import EtherConfig, NaiveConfig, check, config, notebook, registry, yamlfiles
+from ether import EtherConfig, NaiveConfig, check, config, notebook, registry, scales, yamlfiles
 from ether.errors import ConfigurationError, EtherError
 from ether.methods import adapt
 
@@ -49,8 +49,9 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    for cached in (registry.experiments, registry.exhibits, registry._methods, yamlfiles._schema, yamlfiles._definitions):
-        cached.cache_clear()
+    for module in (registry, scales, yamlfiles):
+        for function in vars(module).values():
+            getattr(function, "cache_clear", lambda: None)()
 
 
 @contextmanager

@@ -125,6 +125,7 @@ def test_rebuilding_the_foundation_is_part_of_the_graph_when_asked(clone):
     ("arguments", "expected"),
     [
         (["scale=smal"], "Unknown scale 'smal'"),
+        (["scale="], "Unknown scale ''"),
         (["scale=smoke", "methods=ethr"], "Did you mean 'ether'"),
         (["scale=smoke", "taskz=rte"], "Did you mean 'tasks'"),
         (["scale=laptop", "mirror=nowhere"], "mirror folder nowhere does not exist"),

@@ -186,12 +186,24 @@ CONVENTIONS: dict[str, str] = {
 
 def by_convention(site: Site, convention: str) -> int:
     """The count under a convention: a name in CONVENTIONS, or names in TERMS joined by " + "."""
-    total = 0
-    for term in CONVENTIONS.get(convention, convention).split(" + "):
+    return sum(TERMS[term](site) for term in terms_of(convention))
+
+
+def terms_of(convention: str, where: str = "") -> list[str]:
+    """The terms of a convention (see `by_convention`).
+
+    Args:
+        convention: its name, or its terms.
+        where: the setting that names it, for the message.
+
+    Raises:
+        ConfigurationError: an unknown term.
+    """
+    terms = CONVENTIONS.get(convention, convention).split(" + ")
+    for term in terms:
         if term not in TERMS:
-            raise one_of("term", term, [*TERMS, *CONVENTIONS], f"the counting convention {convention!r}")
-        total += TERMS[term](site)
-    return total
+            raise one_of("term", term, [*TERMS, *CONVENTIONS], where or f"the counting convention {convention!r}")
+    return terms
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
