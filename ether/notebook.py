@@ -173,6 +173,9 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+INTERRUPTED = 130  # the exit status of a command that SIGINT ends, as shells report it
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ether.notebook", description=__doc__)
@@ -186,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EtherError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal
+        print(f"{options.source} was interrupted.", file=sys.stderr)
+        return INTERRUPTED
     except Exception:
         traceback.print_exc()
         return 1

@@ -200,7 +200,7 @@ class JobLines(logging.Handler):
             status, signal = ended.groups()
             if signal == "SIGKILL" or status == "137":
                 self._print("The process of a job was killed; the most frequent cause is lack of memory.")
-            elif status != "1":  # with status 1 the command has printed a message
+            elif status not in ("1", "130"):  # with these the command has printed a message: an error, or an interruption
                 self._print(f"The command of a job ended with {signal or f'exit status {status}'}.")
 
     def _left(self) -> str:

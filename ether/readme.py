@@ -6,6 +6,7 @@ README with it.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,4 +72,5 @@ def written(readme: str, root: Path = Path()) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m ether.readme", description=__doc__).parse_args()  # takes no argument
     write_text(written(Path("README.md").read_text(encoding="utf-8")), Path("README.md"))

@@ -25,7 +25,7 @@ import pandas as pd
 
 from ether import config, results
 from ether.config import Scale
-from ether.errors import EtherError, MissingResourceError
+from ether.errors import EtherError, MissingResourceError, json_object
 from ether.exhibits import common, verdicts
 
 TABLES = "tables.html"  # the page of sortable tables
@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overrides", default="{}", help="further settings of --config, a JSON object")
     options = parser.parse_args(arguments)
     try:
-        found = write(options.scale, json.loads(options.overrides))
+        found = write(options.scale, json_object(options.overrides, "--overrides"))
     except EtherError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from test_workflow import project, snakemake
 from torch import nn
 
-from ether import EtherConfig, NaiveConfig, check, config, notebook, registry, scales, yamlfiles
+from ether import EtherConfig, NaiveConfig, check, config, notebook, registry, scales, site, yamlfiles
 from ether.errors import ConfigurationError, EtherError
 from ether.methods import adapt
 
@@ -199,8 +199,9 @@ def test_options_that_are_no_json_object_are_refused(given_text, tmp_path, capsy
     nbformat.write(book, tmp_path / "n.ipynb")
     assert check.main(["smoke", "glue", f"--overrides={given_text}"]) == 1
     assert notebook.main([str(tmp_path / "n.ipynb"), str(tmp_path / "out.ipynb"), f"--parameters={given_text}"]) == 1
+    assert site.main(["smoke", f"--overrides={given_text}"]) == 1
     said = capsys.readouterr().err
-    assert said.count("JSON") >= 2 and "Traceback" not in said
+    assert said.count("JSON") >= 3 and "Traceback" not in said
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"cells": 3}', '{"nbformat": 4, "nbformat_minor": 5, "cells": [{"x": 1}]}', "\0"])

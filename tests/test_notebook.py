@@ -141,3 +141,13 @@ def test_sources_have_no_outputs_and_take_a_scale(path):
     book = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells if cell.cell_type == "code")
     assert {"scale", "overrides"} <= notebook.parameters_of(path)
+
+
+def test_an_interruption_is_one_line_and_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebook, "execute", interrupted)
+    assert notebook.main([str(tmp_path / "n.ipynb"), str(tmp_path / "out.ipynb")]) == notebook.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "n.ipynb was interrupted." in said and said.count("\n") == 1
