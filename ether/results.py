@@ -272,10 +272,15 @@ class PeakMemory:
         self.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-if __name__ == "__main__":  # python -m ether.results DESTINATION FOLDER …: collects jobs, as the workflow does
+if __name__ == "__main__":  # collects jobs, as the workflow does
+    import argparse
     import sys
 
+    parser = argparse.ArgumentParser(prog="python -m ether.results", description="Collects the metrics and runs of jobs.")
+    parser.add_argument("destination", type=Path, help="DESTINATION.parquet and DESTINATION.runs.parquet are written")
+    parser.add_argument("folders", type=Path, nargs="+", help="the folders of the jobs")
+    options = parser.parse_args()
     try:
-        collect([Path(folder) for folder in sys.argv[2:]], Path(sys.argv[1]))
+        collect(options.folders, options.destination)
     except EtherError as error:
         sys.exit(f"\n{error}\n")

@@ -400,6 +400,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare the patch instead of writing it")
     parser.add_argument("--test", action="store_true", help="apply the patch to a copy and run PEFT's tests of ETHER there")
     options = parser.parse_args()
+    if not (options.source / "src" / "peft").is_dir():
+        parser.error(f"{options.source} has no src/peft: give the folder of PEFT's unpacked source distribution.")
     if options.test:
         return test(options.source.resolve())
     patch = make(options.source.resolve())
