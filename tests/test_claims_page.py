@@ -18,9 +18,9 @@ from ether import config
 from ether.analysis import claims
 from ether.analysis.claims import Bound, Claim
 from ether.errors import MissingResourceError
-from ether.exhibits import common, exact_evidence, report, robustness, verdicts
+from ether.exhibits import common, exact_evidence, report, robustness, subject, verdicts
 from ether.notebook import execute
-from ether.paper import counts, efficiency
+from ether.paper import counts, efficiency, published
 from ether.paper.claims import ADDED, exact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,6 +186,9 @@ def test_the_metrics_of_claims_have_names(monkeypatch: pytest.MonkeyPatch) -> No
     assert {test.metric for claim in exact.CLAIMS for test in claim.tests} <= set(of_module["exact"])
     tests = [test for claim in claims_of("subject") if claim.exhibit == "figure4" for test in claim.tests]
     assert {test.metric for test in tests} <= set(of_module["figure4"])
+    of_others = [test for claim in claims_of("subject") if claim.exhibit in ("table6", "figure7") for test in claim.tests]
+    named = {*subject.METRICS, *common.metric_columns(published.load()["table6"])}
+    assert {test.metric for test in of_others} <= named
 
 
 # --- learning rates ----------------------------------------------------------------------------------------------

@@ -12,18 +12,18 @@ from ether import config
 from ether.analysis.claims import MetricInfo
 from ether.config import Scale
 from ether.exhibits import common
+from ether.paper.claims.subject import AT_EQUAL, AT_HIGHEST, AT_LOWEST, AT_RATIO, PAPERS_RATIO
 from ether.paper.claims.subject import UNCHANGED as UNCHANGED
 
 CONTROL, CONTROL_RATES = "control", "control_rates"  # experiments of the second halves of Table 6 and Figure 7
 NAIVE = "naive-n4"
-PAPERS_RATIO = 100  # of ETHER+'s learning rate to Naive's, in both experiments of Figure 7 (App. C.1 and C.2)
 # The learning rates at which Figure 7's claims compare the methods: endings of the metrics, and what they are called.
 RATES = {
     "": "",
-    "_lowest_rate": ", lowest common learning rate",
-    "_equal_rates": ", equal learning rates",
-    "_highest_rate": ", highest common learning rate",
-    "_papers_ratio": f", Naive with a {PAPERS_RATIO} times lower learning rate",
+    AT_LOWEST: ", lowest common learning rate",
+    AT_EQUAL: ", equal learning rates",
+    AT_HIGHEST: ", highest common learning rate",
+    AT_RATIO: f", Naive with a {PAPERS_RATIO} times lower learning rate",
 }
 SIDES = {"input": "neurons on the input side", "output": "neurons on the output side"}
 OWN, EQUAL = "own", "equal"  # of Figure 7: the learning rates of the methods' files, and one rate for all methods
@@ -98,10 +98,10 @@ def evidence(scale: Scale, half: tuple[str, str]) -> pd.DataFrame:
     frames = {"": own}
     if found := common_rates(of_one_side):
         middle = equal_rate(of_one_side)
-        for ending, rate in (("_lowest_rate", found[0]), ("_equal_rates", middle), ("_highest_rate", found[-1])):
+        for ending, rate in ((AT_LOWEST, found[0]), (AT_EQUAL, middle), (AT_HIGHEST, found[-1])):
             frames[ending] = grid[grid["learning_rate"] == rate]
         of_naive = np.where(grid["method"] == NAIVE, middle / PAPERS_RATIO, middle)
-        frames["_papers_ratio"] = grid[np.isclose(grid["learning_rate"], of_naive, rtol=1e-6, atol=0)]
+        frames[AT_RATIO] = grid[np.isclose(grid["learning_rate"], of_naive, rtol=1e-6, atol=0)]
     energies = pd.concat([frame.assign(metric=frame["metric"] + ending) for ending, frame in frames.items()])
     if half[0] == CONTROL:
         energies["metric"] = "control_" + energies["metric"]

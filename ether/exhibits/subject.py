@@ -28,6 +28,7 @@ from ether.exhibits.common import caption as caption
 from ether.exhibits.energy import CONTROL, CONTROL_RATES
 from ether.exhibits.exact import parameter_cells
 from ether.paper import published
+from ether.paper.claims.subject import AT_SAME
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,6 @@ COLLAPSED = 0.5  # below this share of images with the prompt's background, the 
 
 # Of Table 6: OFT and Naive at the same learning rate, by experiment: its grid, the metrics, and the split and score by which the
 # rate is selected.
-SAME_SETTING = "_same_rate"
 SAME = {
     "subject": ("subject_rates", ("dino", "clip_i", "clip_t", "lpips_real"), ("selection", "score")),
     CONTROL: (CONTROL_RATES, ("miou", "accuracy", "fid"), ("validation", "miou")),
@@ -49,7 +49,7 @@ SAME = {
 METRICS = {
     **energy.METRICS,
     **{
-        f"{metric}{SAME_SETTING}": MetricInfo(f"{name}, same learning rate", better, form)
+        f"{metric}{AT_SAME}": MetricInfo(f"{name}, same learning rate", better, form)
         for metric, (name, better, form) in {
             "dino": ("DINO", "higher", ".3f"),
             "clip_i": ("CLIP-I", "higher", ".3f"),
@@ -190,7 +190,7 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
     """Evidence for claims on an exhibit of this module.
 
     Tables: the columns' metrics after the last step on all prompts. Table 6 also has those of OFT and Naive at the same learning
-    rate, with the suffix `SAME_SETTING`. Figure 7: see `ether.exhibits.energy`. The evidence on Figure 4 is in
+    rate, with the suffix `AT_SAME`. Figure 7: see `ether.exhibits.energy`. The evidence on Figure 4 is in
     `ether.exhibits.robustness`.
     """
     if exhibit == "figure7":
@@ -207,7 +207,7 @@ def evidence(exhibit: str, scale: Scale) -> pd.DataFrame:
 
 
 def _same_setting(scale: Scale, experiment: str) -> pd.DataFrame:
-    """Evidence on OFT and Naive at the same learning rate of a grid: metrics that end in `SAME_SETTING`.
+    """Evidence on OFT and Naive at the same learning rate of a grid: metrics that end in `AT_SAME`.
 
     The rate is the common one with the highest score, averaged over both methods.
     """
@@ -222,7 +222,7 @@ def _same_setting(scale: Scale, experiment: str) -> pd.DataFrame:
         return pd.DataFrame(columns=common.EVIDENCE_COLUMNS)
     means = grids[1].groupby("learning_rate")["value"].mean()[rates]
     found = grids[0][grids[0]["learning_rate"] == means.idxmax()]
-    return common.evidence_of(found.assign(metric=found["metric"] + SAME_SETTING)).assign(unit=common.unit_of(name))
+    return common.evidence_of(found.assign(metric=found["metric"] + AT_SAME)).assign(unit=common.unit_of(name))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------

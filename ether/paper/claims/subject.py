@@ -21,7 +21,17 @@ MAGNITUDE = 1  # the fewest "orders of magnitude", on a logarithmic scale
 KEPT = 0.9  # the share of a score that is not "deteriorated"
 NEVER = 1e-3  # a share of runs below one run of any grid
 MORE_THAN_HALF = 0.5  # of the images have the background of their prompt: the prompt is followed
-COMMON = ("lowest_rate", "equal_rates", "highest_rate")  # endings of the energies at common learning rates
+# Endings of metrics at other learning rates than the methods' own: energies at rates common to all, and with the paper's ratio of
+# ETHER+'s rate to Naive's (App. C.1 and C.2); OFT and Naive at one rate.
+AT_LOWEST, AT_EQUAL, AT_HIGHEST, AT_RATIO, AT_SAME = (
+    "_lowest_rate",
+    "_equal_rates",
+    "_highest_rate",
+    "_papers_ratio",
+    "_same_rate",
+)
+COMMON = (AT_LOWEST, AT_EQUAL, AT_HIGHEST)
+PAPERS_RATIO = 100
 OTHERS = ("dreambooth", "lora-r4", "oft-n4")
 MAPS = "Controllable generation"  # the heading of the claims on semantic maps
 SAME = 0.05  # relative difference of OFT and Naive that is not significant
@@ -86,7 +96,7 @@ CLAIMS = (
         compare_all(
             ["oft-n4"],
             ["naive-n4"],
-            [f"{metric}_same_rate" for metric in (*QUALITY, "clip_t", "lpips_real")],
+            [f"{metric}{AT_SAME}" for metric in (*QUALITY, "clip_t", "lpips_real")],
             "similar",
             relative_margin=SAME,
         ),
@@ -155,16 +165,16 @@ CLAIMS = (
         "ETHER+ changes the hyperspherical energy more than Naive at every common learning rate (here: the lowest, the middle "
         "and the highest at which no method diverges).",
         "every",
-        tuple(Comparison("ether-plus", "naive-n4", f"he_difference_input_{at}") for at in COMMON),
+        tuple(Comparison("ether-plus", "naive-n4", f"he_difference_input{at}") for at in COMMON),
     ),
     Claim(
         "subject-ether-plus-changes-energy-most-at-the-paper-s-ratio",
         "figure7",
         ADDED,
-        "ETHER+ changes the hyperspherical energy more than Naive when Naive has a 100 times lower learning rate, as in the "
-        "paper.",
+        f"ETHER+ changes the hyperspherical energy more than Naive when Naive has a {PAPERS_RATIO} times lower learning rate, "
+        "as in the paper.",
         "every",
-        (Comparison("ether-plus", "naive-n4", "he_difference_input_papers_ratio"),),
+        (Comparison("ether-plus", "naive-n4", f"he_difference_input{AT_RATIO}"),),
     ),
     Claim(
         "control-oft-naive-similar",
@@ -176,7 +186,7 @@ CLAIMS = (
         compare_all(
             ["oft-n4"],
             ["naive-n4"],
-            [f"{metric}_same_rate" for metric in ("miou", "accuracy", "fid")],
+            [f"{metric}{AT_SAME}" for metric in ("miou", "accuracy", "fid")],
             "similar",
             relative_margin=SAME,
         ),
@@ -226,17 +236,17 @@ CLAIMS = (
         "On semantic maps, ETHER+ changes the hyperspherical energy more than Naive at every common learning rate (here: the "
         "lowest, the middle and the highest at which no method diverges).",
         "every",
-        tuple(Comparison("ether-plus", "naive-n4", f"control_he_difference_input_{at}") for at in COMMON),
+        tuple(Comparison("ether-plus", "naive-n4", f"control_he_difference_input{at}") for at in COMMON),
         benchmark=MAPS,
     ),
     Claim(
         "control-ether-plus-changes-energy-most-at-the-paper-s-ratio",
         "figure7",
         ADDED,
-        "On semantic maps, ETHER+ changes the hyperspherical energy more than Naive when Naive has a 100 times lower learning "
-        "rate, as in the paper.",
+        "On semantic maps, ETHER+ changes the hyperspherical energy more than Naive when Naive has a "
+        f"{PAPERS_RATIO} times lower learning rate, as in the paper.",
         "every",
-        (Comparison("ether-plus", "naive-n4", "control_he_difference_input_papers_ratio"),),
+        (Comparison("ether-plus", "naive-n4", f"control_he_difference_input{AT_RATIO}"),),
         benchmark=MAPS,
     ),
     Claim(
