@@ -236,28 +236,32 @@ def test_a_wrong_key_of_a_section_is_reported_there_and_not_where_it_is_inherite
     )
 
 
-def test_the_base_of_a_scale_is_one_of_its_keys(scale_file):
-    scale_file("ovr: smoke\n")
-    with pytest.raises(ConfigurationError, match="unknown key 'ovr'. Did you mean 'over'?"):
+@pytest.mark.parametrize(
+    ("content", "said", "not_said"),
+    [
+        ("ovr: smoke", "unknown key 'ovr'. Did you mean 'over'?", "Traceback"),
+        (
+            "over: small\nhyperparameters: [smal]",
+            r"Unknown section .*'smal' in .*mine\.yaml, hyperparameters\. .*'small'\?",
+            "training",
+        ),
+        (
+            "over: small\ninstruct_rates: {methods: [full]}",
+            r"full\.yaml .* 'instruct_rates' .*: give training\.instruct a section",
+            "training.instruct_rates",
+        ),
+        (
+            "over: small\nglue: {training: {tasks: {rtee: {max_length: 8}}}}",
+            r"Unknown task 'rtee' in glue of scale 'mine'.*'rte'\?",
+            "vtab",
+        ),
+    ],
+)
+def test_names_in_a_scales_file_are_known(content, said, not_said, scale_file):
+    scale_file(f"{content}\n")
+    with pytest.raises(ConfigurationError, match=said) as caught:
         config.load("mine")
-
-
-def test_a_section_of_hyperparameters_that_no_method_has_is_named(scale_file):
-    scale_file("over: small\nhyperparameters: [smal]\n")
-    with pytest.raises(
-        ConfigurationError, match=r"Unknown section .*'smal' in .*mine\.yaml, hyperparameters\. .*'small'\?"
-    ) as caught:
-        config.load("mine")
-    assert "training" not in str(caught.value)
-
-
-def test_missing_hyperparameters_are_to_be_given_for_the_module(scale_file):
-    scale_file("over: small\ninstruct_rates: {methods: [full]}\n")
-    with pytest.raises(
-        ConfigurationError, match=r"full\.yaml .* 'instruct_rates' .*: give training\.instruct a section"
-    ) as caught:
-        config.load("mine")
-    assert "training.instruct_rates" not in str(caught.value)
+    assert not_said not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -284,12 +288,6 @@ def test_names_in_a_methods_file_are_known(change, said, scale_file):
     finally:
         for cached in caches:
             cached.cache_clear()
-
-
-def test_tasks_of_a_scales_hyperparameters_are_known(scale_file):
-    scale_file("over: small\nglue: {training: {tasks: {rtee: {max_length: 8}}}}\n")
-    with pytest.raises(ConfigurationError, match="Unknown task 'rtee' in glue of scale 'mine'.*'rte'?"):
-        config.load("mine")
 
 
 def test_leaving_out_an_experiment_means_its_grid_too(scale_file):
