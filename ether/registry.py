@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ class ExhibitEntry:
     module: str
     title: str = ""  # empty for a table of the paper, whose title is in published.yaml
     columns_of: str = ""  # for a table that is not in the paper: the paper's table with the same columns
+    rows: str = ""  # `paper`: only the rows of the paper's table
     experiments: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     evidence: str = ""  # the module with the evidence for its claims, if it is not `module`
@@ -182,8 +182,3 @@ def label(stem: str) -> str:
         ConfigurationError: no such file.
     """
     return str(method(stem)["label"])
-
-
-def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The methods that a table prints: those whose file has no `tables`, or lists this table there."""
-    return {stem: method for stem, method in methods.items() if exhibit in method.get("tables", [exhibit])}

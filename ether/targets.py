@@ -5,14 +5,15 @@ The workflow checks them before the first job: a target that ends without its fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ether import config
 from ether.config import ExhibitEntry, Scale
 from ether.errors import ConfigurationError, EtherError, MissingResourceError, combined, one_of
-from ether.registry import printed_methods
+from ether.paper import published
 
 OF_ALL_EXHIBITS = ("all", "claims", "site", "report")
 OF_A_KIND = {"tables": "table", "figures": "figure"}
@@ -42,6 +43,13 @@ def wanted(targets: Iterable[str], scale: Scale) -> dict[str, ExhibitEntry]:
     }
 
 
+def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The methods that a table prints: those whose file has no `tables`, or lists this table there. A table with `rows: paper`
+    prints only those of the paper."""
+    of_paper = published.load()[exhibit].methods if config.exhibits()[exhibit].rows == "paper" else methods
+    return {stem: method for stem, method in methods.items() if stem in of_paper and exhibit in method.get("tables", [exhibit])}
+
+
 # --- why an exhibit cannot be made -----------------------------------------------------------------------------
 
 
@@ -53,7 +61,7 @@ def obstacle(exhibit: ExhibitEntry, scale: Scale) -> EtherError | None:
     if exhibit.kind == "table" and exhibit.experiments:
         chosen = config.chosen_methods(scale, exhibit.experiments[0])
         if not printed_methods(exhibit.id, chosen):
-            return nothing_printed(exhibit, scale)
+            return _nothing_printed(exhibit, scale)
     missing = _missing(exhibit, scale)
     if missing:
         return MissingResourceError(
@@ -64,21 +72,16 @@ def obstacle(exhibit: ExhibitEntry, scale: Scale) -> EtherError | None:
     return None
 
 
-def nothing_printed(exhibit: ExhibitEntry, scale: Scale, rows: Iterable[str] = ()) -> ConfigurationError:
-    """The error of a table that would have no row.
-
-    Args:
-        exhibit: the table.
-        scale: with the command line's settings.
-        rows: the methods that the table prints, if these are not all that may be printed in it.
-    """
+def _nothing_printed(exhibit: ExhibitEntry, scale: Scale) -> ConfigurationError:
+    """The error of a table that would have no row."""
     experiment = exhibit.experiments[0]
     whole = config.chosen_methods(config.load(scale.name), experiment)
-    printed = [stem for stem in whole if stem in rows] or list(printed_methods(exhibit.id, whole))
+    printed = ", ".join(printed_methods(exhibit.id, whole)) or "no method of this scale"
+    if exhibit.rows != "paper":
+        printed += f", and methods whose file in workflow/methods has no `tables` or lists {exhibit.id} there"
     return ConfigurationError(
         f"{exhibit.id} prints none of the methods {', '.join(config.chosen_methods(scale, experiment))}. It prints "
-        f"{', '.join(printed) or 'no method of this scale'}, and methods whose file in workflow/methods has no `tables` or lists "
-        f"{exhibit.id} there: choose others by --config methods=…"
+        f"{printed}: choose others by --config methods=…"
     )
 
 

@@ -114,7 +114,9 @@ def test_a_replay_has_the_runs_that_config_names_and_none_of_another_scale(tmp_p
     assert set(runs["method"]) == {"ether-plus"} and set(runs["seed"]) == {0}
     with pytest.raises(ConfigurationError, match="runs of subject at scale small, and this is scale 'smoke'"):
         report.make("table11", "smoke", {"replay": str(stored)})
-    with pytest.raises(ConfigurationError, match="Unknown experiment 'subject'"):
+    with pytest.raises(
+        ConfigurationError, match="table11 reads the experiment 'subject', which has no run with --config methods=bitfit"
+    ):
         report.make("table11", "small", {"replay": str(stored), "methods": "bitfit"})
     with pytest.raises(ConfigurationError, match="give at least one name"):
         config.load("small", {"methods": ","})

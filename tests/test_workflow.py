@@ -62,8 +62,13 @@ def snakemake(folder: Path, *arguments: str, expect: int = 0, progress: str = "o
     environment = os.environ | {"ETHER_PROGRESS": progress}
     done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=3600, env=environment)
     output = done.stdout + done.stderr
-    assert done.returncode == expect, output[-6000:]
+    assert done.returncode == expect, "\n".join(readable(output))[-6000:]
     return output
+
+
+def readable(output: str) -> list[str]:
+    """The lines of an output, without the long lists of files."""
+    return [line if len(line) < 500 else f"{line[:100]} […]" for line in output.splitlines()]
 
 
 def ran(output: str) -> list[str]:
@@ -391,7 +396,7 @@ glue: {jobs: [], tasks: [rte], methods: [lora, ether-plus]}
 glue_rates: {methods: [ether-plus], learning_rates: [1.0e-2]}
 instruct: {methods: [ether-plus-n32]}
 instruct_rates: {methods: [ether-plus-n32], learning_rates: [1.0e-2]}
-subject: {jobs: [], tasks: [teapot], methods: [lora-r4, ether-plus]}
+subject: {jobs: [], tasks: [teapot], methods: [oft-n4, ether-plus]}
 subject_factors: {methods: [ether-plus], rate_factors: [1]}
 subject_rates: {methods: [ether], learning_rates: [1.0e-2]}
 perturbation: {methods: [ether]}

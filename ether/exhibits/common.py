@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from ether import config, registry
+from ether import config
 from ether.analysis import cells, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
@@ -29,9 +29,6 @@ def title(exhibit: ExhibitEntry) -> str:
 def unit_of(experiment: str) -> str:
     """The unit of an experiment's intervals: seed | task (see `ether.analysis.intervals`)."""
     return config.experiments()[experiment].unit
-
-
-printed_methods = registry.printed_methods  # which the check of the targets uses, too
 
 
 def metric_columns(paper: PublishedTable) -> dict[str, Column]:

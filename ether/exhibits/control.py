@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ether import config
+from ether import config, targets
 from ether.analysis import rates, runs
 from ether.analysis.claims import MetricInfo
 from ether.config import Scale
@@ -61,7 +61,7 @@ def _values(exhibit: str, scale: Scale) -> pd.DataFrame:
     if exhibit == "table9":
         named = {same: stem for stem, same in SAME_RUNS.items()}
         found = found.assign(method=found["method"].replace(named))
-    printed = common.printed_methods(exhibit, config.methods())
+    printed = targets.printed_methods(exhibit, config.methods())
     found = found[found["method"].isin(paper.methods if exhibit == "table9" else printed)]
     return pd.concat([_real(scale, "control", paper), found], ignore_index=True)
 
@@ -296,7 +296,7 @@ def _first_seed(scale: Scale, experiment: str) -> pd.DataFrame:
 def figure10(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     """Figure 10: semantic maps and images of the methods of Table 3 from the same noise."""
     of_runs = _first_seed(scale, "control")
-    printed = common.printed_methods("table3", config.methods())
+    printed = targets.printed_methods("table3", config.methods())
     stems = [stem for stem in of_runs["method"].unique() if stem in printed]
     lines = [("semantic", number) for number in range(SHOWN)]
     return _image_grid(scale, "control", lines, stems, of_runs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ether import config
+from ether import config, targets
 from ether.config import Scale
 from ether.exhibits import by_task, common, learning_rates
 from ether.exhibits.exact import parameter_cells
@@ -40,7 +40,7 @@ def table4(scale: Scale) -> pd.DataFrame:
     """Table 4: GLUE. The average is the mean over the eight tasks within a seed, with an interval over seeds. A method that lacks
     a task has no average. At a scale that is comparable with the paper, a cell's note names the source of its hyperparameters."""
     paper, values, unit = published.load()["table4"], _values(scale), common.unit_of("glue")
-    methods = common.printed_methods("table4", config.chosen_methods(scale, "glue"))
+    methods = targets.printed_methods("table4", config.chosen_methods(scale, "glue"))
     cells = parameter_cells("table4", methods)
     for stem in methods:
         of_method = values[values["method"] == stem]

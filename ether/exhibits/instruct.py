@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ether import config
+from ether import config, targets
 from ether.analysis import rates, runs
 from ether.analysis.cells import Cell
 from ether.analysis.intervals import summarise
@@ -41,7 +41,7 @@ def _measured(exhibit: str, scale: Scale, rows: Mapping[str, Mapping[str, Any]])
 
 def table5(scale: Scale) -> pd.DataFrame:
     """Table 5: MMLU over all questions and as a mean over subjects, ARC plain and length-normalised, TruthfulQA."""
-    methods = common.printed_methods("table5", config.chosen_methods(scale, "instruct"))
+    methods = targets.printed_methods("table5", config.chosen_methods(scale, "instruct"))
     counted = {stem: method for stem, method in methods.items() if method["adapt"]["kind"] != "none"}
     return common.table([*parameter_cells("table5", counted), *_measured("table5", scale, methods)], methods)
 
@@ -55,7 +55,7 @@ def table10(scale: Scale) -> pd.DataFrame:
     chosen = config.chosen_methods(scale, "instruct")
     methods = {
         stem: method
-        for stem, method in common.printed_methods("table10", config.methods()).items()
+        for stem, method in targets.printed_methods("table10", config.methods()).items()
         if method["adapt"].get("type") == "ETHER" and (stem in chosen or stem in of_the_paper)
     }
     exact = [*parameter_cells("table10", methods), *tflops_cells("table10", methods)]

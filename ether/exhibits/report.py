@@ -73,9 +73,9 @@ def make(exhibit: str, scale_name: str = "small", overrides: Mapping[str, Any] |
             f"workflow/exhibits.yaml names ether/exhibits/{entry.module}.py for {exhibit}, which has no function of that "
             f"name: add `def {exhibit}(scale)`, or name another module."
         )
+    if error := targets.obstacle(entry, scale):
+        raise error
     figure, data = function(scale) if entry.kind == "figure" else (None, function(scale))
-    if entry.kind == "table" and entry.experiments and data.empty:
-        raise targets.nothing_printed(entry, scale, published.load()[entry.columns_of or exhibit].methods)
     made = Report(entry, scale, module, data, figure, _judged(entry, scale, module))
     made.write()
     return made

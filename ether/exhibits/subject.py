@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ether import config
+from ether import config, targets
 from ether.analysis import runs
 from ether.analysis.cells import Cell
 from ether.analysis.claims import MetricInfo
@@ -89,21 +89,14 @@ def _experiments(exhibit: str, scale: Scale) -> list[str]:
     return [*entry.experiments, *common.present(scale, [name for name in entry.optional if name == CONTROL])]
 
 
-def _table(exhibit: str, scale: Scale, only_printed: bool) -> pd.DataFrame:
-    """A table over all its experiments; each experiment provides the columns that it measures.
-
-    Args:
-        exhibit: its id.
-        scale: the scale of the runs.
-        only_printed: only the paper's rows, or every method of the experiments that the table prints.
-    """
+def _table(exhibit: str, scale: Scale) -> pd.DataFrame:
+    """A table over all its experiments; each experiment provides the columns that it measures."""
     paper = published.load()[exhibit]
     experiments = _experiments(exhibit, scale)
     methods = {
         stem: method
         for experiment in experiments
-        for stem, method in common.printed_methods(exhibit, config.chosen_methods(scale, experiment)).items()
-        if stem in paper.methods or not only_printed
+        for stem, method in targets.printed_methods(exhibit, config.chosen_methods(scale, experiment)).items()
     }
     methods = {stem: methods[stem] for stem in config.methods() if stem in methods}
     columns = {column.name: column.metric for column in paper.columns}
@@ -127,17 +120,17 @@ def _by_definition(cell: Cell) -> Cell:
 
 def table2(scale: Scale) -> pd.DataFrame:
     """Table 2: subject-driven generation; LPIPS with both pairings of images."""
-    return _table("table2", scale, only_printed=False)
+    return _table("table2", scale)
 
 
 def table6(scale: Scale) -> pd.DataFrame:
     """Table 6: OFT against Naive."""
-    return _table("table6", scale, only_printed=True)
+    return _table("table6", scale)
 
 
 def table11(scale: Scale) -> pd.DataFrame:
     """Table 11: one-sided against two-sided ETHER+."""
-    return _table("table11", scale, only_printed=True)
+    return _table("table11", scale)
 
 
 def by_subject(scale: Scale, exhibit: str = "table2") -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ether import config
+from ether import config, targets
 from ether.analysis.claims import EXACT, MetricInfo
 from ether.analysis.intervals import summarise
 from ether.config import Scale
@@ -40,7 +40,7 @@ def _by_task(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 def table12(scale: Scale) -> pd.DataFrame:
     """Table 12: accuracy on six tasks of VTAB."""
-    methods = common.printed_methods("table12", config.chosen_methods(scale, "vtab"))
+    methods = targets.printed_methods("table12", config.chosen_methods(scale, "vtab"))
     paper, unit = published.load()["table12"], common.unit_of("vtab")
     labels = {stem: paper.label(stem) for stem in methods}
     measured = common.measured_cells(paper, labels, _values(scale), unit, scale)
