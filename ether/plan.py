@@ -283,8 +283,11 @@ def table(scale: Scale, names: Sequence[str], gpu_name: str, precision: str = ""
         return f"| {' | '.join(cells)} |"
 
     for name in names:
-        if name not in every or not every[name].experiments:
-            raise one_of("exhibit with experiments", name, [e for e, entry in every.items() if entry.experiments], "exhibits")
+        training = [id_ for id_, entry in every.items() if entry.experiments]
+        if name in every and name not in training:
+            raise ConfigurationError(f"{name} trains nothing and costs nothing. Exhibits that train: {', '.join(training)}.")
+        if name not in every:
+            raise one_of("exhibit", name, training)
         missing = [part for part in every[name].experiments if part not in scale.experiments()]
         if missing:
             raise ConfigurationError(f"Scale {scale.name!r} has no experiment {missing[0]!r}, which {name} reads.")
@@ -314,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--gpu", default="a100-40", help=", ".join(GPUS))
     parser.add_argument("--precision", choices=("", "float32", "bf16"), default="")
-    parser.add_argument("--evaluations", type=int, default=0)
+    parser.add_argument("--evaluations", type=_at_least_one, default=0, help="of a run; those of the scale by default")
     options = parser.parse_args(arguments)
     try:
         scale = load(options.scale)
@@ -329,6 +332,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"\n{notes(options.gpu, options.precision)}")
     return 0
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return int(text)
 
 
 def _known(names: Sequence[str]) -> bool:

@@ -230,6 +230,9 @@ def main(arguments: Sequence[str]) -> int:
     The first process writes what `_attempt` returns, and so does one that is out of memory. The status 1 of the latter ends the
     others, which wait for it.
     """
+    if len(arguments) != 1 or not (Path(arguments[0]) / ORDER).is_file():
+        print("python -m ether.run is started by a run of several processes. Runs are started by snakemake.", file=sys.stderr)
+        return 2
     processes.end_with_parent()
     exchange = Path(arguments[0])
     order = json.loads((exchange / ORDER).read_text(encoding="utf-8"))

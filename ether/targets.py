@@ -57,7 +57,7 @@ def obstacle(exhibit: ExhibitEntry, scale: Scale) -> EtherError | None:
     """Why an exhibit cannot be made with the scale and the command line's settings; None if it can."""
     for experiment in exhibit.experiments:
         if experiment not in scale.experiments():
-            return _no_runs(exhibit, experiment, scale)
+            return _no_runs(exhibit.id, experiment, scale)
     if exhibit.kind == "table" and exhibit.experiments:
         chosen = config.chosen_methods(scale, exhibit.experiments[0])
         if not printed_methods(exhibit.id, chosen):
@@ -85,18 +85,32 @@ def _nothing_printed(exhibit: ExhibitEntry, scale: Scale) -> ConfigurationError:
     )
 
 
-def _no_runs(exhibit: ExhibitEntry, experiment: str, scale: Scale) -> ConfigurationError:
+def _no_runs(target: str, experiment: str, scale: Scale) -> ConfigurationError:
     whole = config.load(scale.name)
     if experiment not in whole.experiments():
         return ConfigurationError(
-            f"{exhibit.id} reads the experiment {experiment!r}, which scale {scale.name!r} leaves out: choose another scale."
+            f"{target} needs the experiment {experiment!r}, which scale {scale.name!r} leaves out: choose another scale."
         )
     given = ", ".join(f"{key}={scale.overrides[key]}" for key in ("methods", "tasks") if key in scale.overrides)
     return ConfigurationError(
-        f"{exhibit.id} reads the experiment {experiment!r}, which has no run with --config {given}. Its methods at scale "
+        f"{target} needs the experiment {experiment!r}, which has no run with --config {given}. Its methods at scale "
         f"{scale.name!r} are {', '.join(config.chosen_methods(whole, experiment))}; its tasks are "
         f"{', '.join(whole.experiment(experiment)['known_tasks'])}."
     )
+
+
+def _of_no_experiment(target: str, scale: Scale) -> list[EtherError]:
+    """The error of a target that is a file of collected metrics, or the results of a run, of an experiment without runs."""
+    try:
+        kind, name, *_ = Path(target).relative_to(scale.results).parts
+    except ValueError:  # another folder, or the file of no experiment
+        return []
+    if kind not in ("metrics", "runs", "samples", "checked"):
+        return []
+    name = name.removesuffix(".parquet").removesuffix(".json").removesuffix(".runs")
+    if name not in config.experiments():
+        return [one_of("experiment", name, config.experiments(), target)]
+    return [] if name in scale.experiments() else [_no_runs(target, name, scale)]
 
 
 def _missing(exhibit: ExhibitEntry, scale: Scale) -> list[Path]:
@@ -151,6 +165,7 @@ def check(targets: Iterable[str], rules: Iterable[str], scale: Scale) -> Checked
     for target in targets:
         if target not in {*rules, *known} and "/" not in target and not Path(target).exists():
             errors.append(one_of("target", target, known))
+        errors += _of_no_experiment(target, scale)
     explicit = {exhibit.id for target in targets if (exhibit := named(target, scale))}
     checked = Checked()
     for id_, exhibit in wanted(targets, scale).items():

@@ -131,7 +131,20 @@ def problems(
         schema: scale | method | experiments | exhibits.
         experiments: {experiment: module}, for the schemas of scales and methods.
     """
-    definition = _schema(schema, tuple((experiments or {}).items()))
+    key = (schema, tuple((experiments or {}).items()))
+    text = repr(content)
+    if (*key, text) not in _known_problems:
+        if len(_known_problems) >= 100:
+            _known_problems.clear()
+        _known_problems[*key, text] = _problems(content, _schema(*key))
+    return list(_known_problems[*key, text])
+
+
+# A process reads the same scale many times, and a validation of it takes a tenth of a second.
+_known_problems: dict[tuple[Any, ...], list[tuple[tuple[str, ...], str]]] = {}
+
+
+def _problems(content: Mapping[str, Any], definition: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     found: dict[tuple[tuple[str, ...], str], None] = {}  # without duplicates: a missing key is an error for every one
     for error in jsonschema.Draft202012Validator(definition).iter_errors(content):
         best = jsonschema.exceptions.best_match([error])

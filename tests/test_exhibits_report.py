@@ -115,7 +115,7 @@ def test_a_replay_has_the_runs_that_config_names_and_none_of_another_scale(tmp_p
     with pytest.raises(ConfigurationError, match="runs of subject at scale small, and this is scale 'smoke'"):
         report.make("table11", "smoke", {"replay": str(stored)})
     with pytest.raises(
-        ConfigurationError, match="table11 reads the experiment 'subject', which has no run with --config methods=bitfit"
+        ConfigurationError, match="table11 needs the experiment 'subject', which has no run with --config methods=bitfit"
     ):
         report.make("table11", "small", {"replay": str(stored), "methods": "bitfit"})
     with pytest.raises(ConfigurationError, match="give at least one name"):

@@ -137,7 +137,15 @@ def test_an_experiment_with_seven_billion_parameters_does_not_fit_without_a_prof
 def test_what_is_unknown_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["table4", "--gpu", "a100"]) == 1
     assert "a100-40" in capsys.readouterr().err
-    assert plan.main(["table7"]) == 1 and "table4" in capsys.readouterr().err
+    assert (
+        plan.main(["table7"]) == 1
+        and "table7 trains nothing and costs nothing. Exhibits that train: table2" in capsys.readouterr().err
+    )
+    assert plan.main(["tabel4"]) == 1 and "Unknown exhibit 'tabel4'. Did you mean 'table4'?" in capsys.readouterr().err
+    for number in ("0", "-1", "many"):
+        with pytest.raises(SystemExit):
+            plan.main(["table4", f"--evaluations={number}"])
+        assert f"{number} is not a whole number from 1 up" in capsys.readouterr().err
     assert plan.main(["table4", "--scale", "small"]) == 1
 
 

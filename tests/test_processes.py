@@ -32,6 +32,12 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], float]:
     return {(r["step"], r["split"], r["metric"]): r["value"] for r in rows}
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["nowhere"]])
+def test_a_process_started_by_hand_says_how_runs_are_started(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.main(arguments) == 2
+    assert "Runs are started by snakemake." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("experiment", "chosen"),
     [("glue", {"methods": "lora", "tasks": "rte"}), ("instruct", {"methods": "ether-plus-n32"})],

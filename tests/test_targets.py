@@ -80,16 +80,29 @@ def test_all_of_a_replay_leaves_out_what_the_folder_does_not_have_and_says_so(re
 def test_a_table_without_a_row_is_refused_and_names_the_methods(settings):
     with pytest.raises(ConfigurationError, match=r"table5 prints none of the methods ether-n64\. It prints base, .*lora"):
         check("table5", methods="ether-n64", **settings)
-    with pytest.raises(ConfigurationError, match=r"table2 reads .*'subject'.* methods=ether-n64\. .*lora-r4"):
+    with pytest.raises(ConfigurationError, match=r"table2 needs .*'subject'.* methods=ether-n64\. .*lora-r4"):
         check("table2", methods="ether-n64", **settings)
     assert {"table2", "table5"} <= set(check("tables", methods="ether-n64", **settings).left_out)
 
 
 def test_an_experiment_that_the_scale_leaves_out_is_named():
     scale = config.load("photographs")
-    with pytest.raises(EtherError, match="table4 reads the experiment 'glue', which scale 'photographs' leaves out"):
+    with pytest.raises(EtherError, match="table4 needs the experiment 'glue', which scale 'photographs' leaves out"):
         targets.check(["table4"], RULES, scale)
     assert "table4" in targets.check(["all"], RULES, scale).left_out
+
+
+def test_a_file_of_an_experiment_without_runs_is_refused():
+    with pytest.raises(
+        ConfigurationError, match="(?s)Unknown experiment 'gleu' in results/small/metrics/gleu.parquet. Did you mean 'glue'"
+    ):
+        check("results/small/metrics/gleu.parquet")
+    with pytest.raises(ConfigurationError, match=r"subject\.runs\.parquet needs the experiment 'subject', which has no run with"):
+        check("results/small/metrics/subject.runs.parquet", methods="bitfit")
+    scale = config.load("photographs")
+    with pytest.raises(ConfigurationError, match="'glue', which scale 'photographs' leaves out"):
+        targets.check(["results/photographs/runs/glue/all/metrics.parquet"], RULES, scale)
+    assert not check("results/small/metrics/glue.runs.parquet", "results/small/notebooks/table4.ipynb", "results/small").exhibits
 
 
 def test_a_table_of_the_papers_rows_only_is_not_made_empty(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_wrong_config_ends_before_the_first_job_in_one_paragraph(clone, argument
     [
         (["tabel4"], "Did you mean 'table4'"),
         (["table12", "--config", "replay=stored"], "stored/metrics/vtab.parquet is missing. Copy it there"),
-        (["table2", "--config", "methods=ether-n64"], "table2 reads the experiment 'subject', which has no run with"),
+        (["table2", "--config", "methods=ether-n64"], "table2 needs the experiment 'subject', which has no run with"),
     ],
 )
 def test_a_target_that_cannot_be_made_ends_before_the_first_job_in_one_paragraph(clone, arguments, expected):
