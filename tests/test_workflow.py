@@ -394,8 +394,8 @@ over: paper-dry
 description: a rehearsal with fewer methods and tasks
 glue: {jobs: [], tasks: [rte], methods: [lora, ether-plus]}
 glue_rates: {methods: [ether-plus], learning_rates: [1.0e-2]}
-instruct: {methods: [ether-plus-n32]}
-instruct_rates: {methods: [ether-plus-n32], learning_rates: [1.0e-2]}
+instruct: {methods: [ether-n32]}  # with the smallest batch
+instruct_rates: {methods: [ether-n32], learning_rates: [1.0e-2]}
 subject: {jobs: [], tasks: [teapot], methods: [oft-n4, ether-plus]}
 subject_factors: {methods: [ether-plus], rate_factors: [1]}
 subject_rates: {methods: [ether], learning_rates: [1.0e-2]}
@@ -429,7 +429,8 @@ def test_every_experiment_of_the_papers_scale_reaches_its_tables(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    snakemake(folder, "--cores", "2", "tables", "figures", *settings)
+    made = [id_ for id_, entry in exhibits_of(config.load("paper-dry")).items() if entry.experiments]  # the others have no scale
+    snakemake(folder, "--cores", "2", *settings, "--", *made)
 
     scale = config.load("paper-dry")
     for experiment in scale.experiments():
@@ -439,6 +440,6 @@ def test_every_experiment_of_the_papers_scale_reaches_its_tables(tmp_path):
         assert experiment == "perturbation" or all(limit["checkpointing"] for limit in limits), experiment
         if experiment in ("glue", "instruct", "control", "vtab"):
             assert all(limit["micro_batch"] < batch for limit, batch in zip(limits, runs["batch_size"], strict=True)), experiment
-    for exhibit in exhibits_of(scale).values():
-        for file in exhibit.files(Path("results/fewer")):
+    for id_ in made:
+        for file in config.exhibits()[id_].files(Path("results/fewer")):
             assert (folder / file).is_file(), file
