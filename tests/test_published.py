@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ether import config
+from ether.analysis.cells import frame
 from ether.errors import ConfigurationError
+from ether.exhibits import render
 from ether.paper import published
 from ether.paper.published import PublishedTable, load, number, prints_as
 
@@ -264,6 +266,15 @@ def test_a_metric_has_one_meaning_and_one_direction() -> None:
             if column.kind not in ("setting", "change", "tflops"):
                 measured.setdefault(column.metric, set()).add((column.kind, column.better))
     assert all(len(found) == 1 for found in measured.values()), measured
+
+
+def test_a_measured_table_names_the_papers_model_beside_its_numbers_and_not_in_its_title() -> None:
+    for name, table in load().items():
+        measured = bool(config.exhibits()[name].experiments)
+        assert bool(table.measured_with) == measured, name
+        guide = render.reading_guide(table, frame([]))
+        assert f"Paper: the number as the paper prints it{f', of {table.measured_with}' if measured else ''}." in guide
+        assert not measured or table.measured_with.split(",")[0] not in table.title
 
 
 def test_columns_have_the_digits_of_their_kind_unless_they_say_otherwise() -> None:

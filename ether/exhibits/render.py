@@ -127,7 +127,7 @@ def reading_guide(paper: PublishedTable, cells: pd.DataFrame) -> list[str]:
             f"Columns: after the last step, on all prompts; those ending in “{BEST.strip(', ')}” at the evaluation with the best "
             "score on one half of the prompts, measured on the other half."
         )
-    lines.append("Paper: the number as the paper prints it.")
+    lines.append(f"Paper: the number as the paper prints it{f', of {paper.measured_with}' if paper.measured_with else ''}.")
     if shown := [e for e in paper.elsewhere if e.column in described and e.method in set(cells["method"])]:
         lines += [f"Elsewhere: {paper.sources[name]}." for name in dict.fromkeys(e.source for e in shown)]
     return lines

@@ -99,6 +99,7 @@ class PublishedTable:
     references: tuple[str, ...] = ()  # stems of the rows that are not methods
     elsewhere: tuple[Elsewhere, ...] = ()  # numbers of other papers
     sources: Mapping[str, str] = field(default_factory=dict)  # name of another paper -> reference and what differs
+    measured_with: str = ""  # the paper's model, and when it was evaluated, for numbers that are measured
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -267,4 +268,7 @@ def _table(name: str, content: dict[str, Any], methods: dict[str, str], file: st
             if value not in every:
                 raise one_of(kind, value, every, f"{where}, elsewhere")
         number(other.printed)
-    return PublishedTable(name, content["title"], columns, tuple(rows), beside, known, tuple(references), elsewhere, sources)
+    measured_with = content.get("measured_with", "")
+    return PublishedTable(
+        name, content["title"], columns, tuple(rows), beside, known, tuple(references), elsewhere, sources, measured_with
+    )
