@@ -182,3 +182,18 @@ def caption(exhibit: str, scale: Scale, tasks: str = "subjects") -> str:
         f"{' '.join(parts)} Images: {sampling['steps']} sampling steps, guidance {sampling['guidance']:g}, the same prompts and "
         "starting noise for every run."
     )
+
+
+def against_parameters(cells: pd.DataFrame, values: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The score of each method beside its number of parameters, for `ether.exhibits.plots.score_against_parameters`.
+
+    Args:
+        cells: of a table with the column `#params`.
+        values: of one metric, as `evidence_of` returns them.
+        unit: of the intervals (see `ether.analysis.intervals`).
+    """
+    rows = []
+    for cell in cells[cells["column"] == "#params"].itertuples():
+        interval = summarise(values[values["method"] == cell.method], unit)
+        rows.append((cell.method, cell.ours, interval.mean, interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["method", "parameters", "score", "low", "high"])

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ether import config, targets
-from ether.analysis import rates, runs
+from ether.analysis import runs
 from ether.analysis.cells import Cell
-from ether.analysis.intervals import summarise
 from ether.config import Scale
 from ether.exhibits import common, learning_rates
 from ether.exhibits.exact import parameter_cells, tflops_cells
@@ -98,12 +97,8 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
     from ether.exhibits import plots
 
     split = scale.experiment("instruct")["evaluation"]["split"]
-    scores = common.evidence_of(common.last_values(scale, "instruct", split, [SCORE]))
-    rows = []
-    for cell in cells[cells["column"] == "#params"].itertuples():
-        interval = summarise(scores[scores["method"] == cell.method], common.unit_of("instruct"))
-        rows.append((cell.method, cell.ours, interval.mean, interval.low, interval.high))
-    points = pd.DataFrame(rows, columns=["method", "parameters", "score", "low", "high"])
+    values = common.evidence_of(common.last_values(scale, "instruct", split, [SCORE]))
+    points = common.against_parameters(cells, values, common.unit_of("instruct"))
     return plots.score_against_parameters(points, f"{PANELS[SCORE]} at scale {scale.name!r}")
 
 
@@ -128,8 +123,3 @@ def figure_instruct_rates(scale: Scale) -> tuple[Figure, pd.DataFrame]:
     title = f"Instruction tuning, score against learning rate (scale {scale.name}"
     panels = PANELS if scale.experiment("instruct_rates")["evaluation"]["tasks"] else {SCORE: LIKELIHOOD}
     return learning_rates.figure(data, panels, SCORE, unit, title), data
-
-
-def chosen_rates(data: pd.DataFrame) -> pd.DataFrame:
-    """The best learning rate of every method from the figure's data (see `ether.analysis.rates.choose`)."""
-    return rates.choose(data[data["metric"] == SCORE])

@@ -9,7 +9,6 @@ import pandas as pd
 
 from ether import config, targets
 from ether.analysis.claims import EXACT, MetricInfo
-from ether.analysis.intervals import summarise
 from ether.config import Scale
 from ether.exhibits import by_task, common, learning_rates
 from ether.exhibits.exact import parameter_cells
@@ -109,12 +108,7 @@ def score_against_parameters(cells: pd.DataFrame, scale: Scale) -> Figure:
     from ether.exhibits import plots
 
     values = common.evidence_of(_values(scale))
-    values = values[values["metric"] == MEAN]
-    rows = []
-    for cell in cells[cells["column"] == "#params"].itertuples():
-        interval = summarise(values[values["method"] == cell.method], common.unit_of("vtab"))
-        rows.append((cell.method, cell.ours, interval.mean, interval.low, interval.high))
-    points = pd.DataFrame(rows, columns=["method", "parameters", "score", "low", "high"])
+    points = common.against_parameters(cells, values[values["metric"] == MEAN], common.unit_of("vtab"))
     return plots.score_against_parameters(points, f"mean accuracy at scale {scale.name!r}")
 
 
