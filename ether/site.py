@@ -220,7 +220,9 @@ def sortable(scale: Scale) -> str | None:
 
 def index(scale: Scale, found: Sequence[Page]) -> str:
     """The index: sentences on the claims, tables and figures with the number of claims by verdict, then the other pages."""
-    parts = [f"<h1>The paper, remade</h1><p>Scale {html.escape(scale.name)}: {html.escape(scale.settings['description'])}.</p>"]
+    parts = [
+        f"<h1>ETHER: tables and figures</h1><p>Scale {html.escape(scale.name)}: {html.escape(scale.settings['description'])}.</p>"
+    ]
     judged = pd.DataFrame()
     if (file := scale.results / "claims.parquet").is_file():
         judged = pd.read_parquet(file)
@@ -254,10 +256,10 @@ def _link(page: Page) -> str:
 def _counted(judged: pd.DataFrame, exhibit: str) -> str:
     """'2 reproduced, 1 undecided' of an exhibit's claims."""
     if judged.empty:
-        return ""
+        return "–"
     counts = judged.loc[judged["exhibit"] == exhibit, "verdict"].value_counts()
     texts = [f"<span class='{name.split()[0]}'>{counts[name]} {name}</span>" for name in verdicts.VERDICTS if name in counts]
-    return ", ".join(texts)
+    return ", ".join(texts) or "–"
 
 
 # --- the report of Snakemake -----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from nbconvert.filters.markdown_mistune import markdown2html_mistune as markdown2html
 
+from ether import config
 from ether.analysis import cells
 from ether.analysis.cells import Cell
 from ether.errors import ConfigurationError
@@ -172,6 +175,36 @@ class _Elements(HTMLParser):
         self.text.append(data)
 
 
+def test_a_table_of_numbers_keeps_small_ones_and_long_texts() -> None:
+    values = {f"a{number}": [1e-5 / 3, 77.375, 123_456.0, math.nan] for number in range(40)}
+    frame = pd.DataFrame(values | {"text": ["word " * 59 + "word"] * 4, "count": [5, 12345, 6, 7]})
+    text = render.number_table(frame)
+    cells_ = re.findall(r"<td>(.*?)</td>", text)
+    assert len(cells_) == 4 * 42 and cells_[0] == "3.33e-06" and cells_[40] == "word " * 59 + "word"
+    assert set(cells_) == {"3.33e-06", "77.4", "123,456", "–", "word " * 59 + "word", "5", "12345", "6", "7"}
+    assert "<th>second</th>" in render.number_table(pd.DataFrame({"x": [1.0, 2.0]}, index=["first", "second"]))
+
+
+def test_no_table_in_the_published_notebooks_is_cut_off_and_no_small_number_is_rounded_to_zero() -> None:
+    """A cell of pandas that ends in dots was cut off; a learning rate or a p-value that prints as zero was rounded to it."""
+    for file in sorted((config.ROOT / "results/published").glob("*/notebooks/*.ipynb")):
+        for cell_ in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            for output in cell_.get("outputs", []):
+                text = "".join(output.get("data", {}).get("text/html", ""))
+                assert not re.search(r"<t[dh]>[^<]*\.\.\.</t[dh]>", text), (file, cell_["source"])
+                for table_ in re.findall("<table.*?</table>", text, re.DOTALL):
+                    names = re.findall(r"<th>(.*?)</th>", table_)
+                    for name in ("learning_rate", "p"):
+                        assert name not in names or not re.search(r"<td>0\.0+</td>", _column(table_, name)), (file, name)
+
+
+def _column(table_: str, name: str) -> str:
+    """The cells of one column of a frame's HTML."""
+    head, *rows = re.findall(r"<tr.*?</tr>", table_, re.DOTALL)
+    place = re.findall(r"<th>(.*?)</th>", head).index(name)
+    return "\n".join(f"<td>{re.findall('<t[dh]>(.*?)</t[dh]>', row)[place]}</td>" for row in rows)
+
+
 TABLE_ELEMENTS = {"table", "thead", "tbody", "tr", "td", "th", "b", "br", "span"}
 
 
@@ -179,9 +212,10 @@ TABLE_ELEMENTS = {"table", "thead", "tbody", "tr", "td", "th", "b", "br", "span"
 @hostile.more
 def test_what_a_table_shows_is_text_and_never_html(label: str, note: str) -> None:
     shown = cells.frame([Cell("lora", label, "FID", 1.0, 0.5, 1.5, 3, "task", 1.0, note, True, note)])
-    for text in (render.to_html(PAPER, shown), render.text_table(pd.DataFrame({label: [note], "b": [label]}))):
+    frame = pd.DataFrame({label: [note], "b": [label]})
+    for text in (render.to_html(PAPER, shown), render.text_table(frame), render.number_table(frame)):
         found = _Elements(text)
-        assert found.elements <= TABLE_ELEMENTS and found.attributes <= {"style", "title", "colspan"}
+        assert found.elements <= TABLE_ELEMENTS and found.attributes <= {"style", "title", "colspan", "class"}
     plain = "".join(_Elements(render.text_table(pd.DataFrame({"a": [label]}))).text)
     assert plain == "a" + label.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "") or "\0" in label or "\r" in label
 

@@ -20,7 +20,7 @@ EVIDENCE_COLUMNS = ["method", "adapt_kind", "metric", "task", "seed", "value"]
 
 
 def title(exhibit: ExhibitEntry) -> str:
-    """'Table 4: GLUE with DeBERTaV3-base'; the title in exhibits.yaml if the exhibit has no number in the paper."""
+    """'Table 4: GLUE'; the title in exhibits.yaml if the exhibit has no number in the paper."""
     number = exhibit.id.removeprefix(exhibit.kind)
     text = exhibit.title or published.load()[exhibit.id].title
     return f"{exhibit.kind.capitalize()} {number}: {text}" if number.isdigit() else text
@@ -158,6 +158,10 @@ def present(scale: Scale, names: Iterable[str]) -> list[str]:
     return found
 
 
+def _counted(number: float, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def caption(exhibit: str, scale: Scale, tasks: str = "subjects") -> str:
     """Tasks, seeds, training and sampling of a figure of generated images, as one paragraph.
 
@@ -171,7 +175,7 @@ def caption(exhibit: str, scale: Scale, tasks: str = "subjects") -> str:
     for experiment in experiments:
         of_runs, _ = runs.read(scale, experiment)
         training = scale.experiment(experiment)["training"]
-        length = f"{training['max_steps']} steps" if training.get("max_steps") else f"{training['epochs']} epochs"
+        length = _counted(training["max_steps"], "step") if training.get("max_steps") else _counted(training["epochs"], "epoch")
         steps = f"{length} of batch {training['batch_size']}"
         names, seeds = (", ".join(map(str, sorted(of_runs[column].unique()))) for column in ("task", "seed"))
         name = f"{experiment}: " if len(experiments) > 1 else ""

@@ -210,6 +210,17 @@ def to_html(paper: PublishedTable, cells: pd.DataFrame) -> str:
 _TEXT = "text-align:left;vertical-align:top;padding:4px 9px;border-bottom:1px solid #ddd"
 
 
+def number_table(frame: pd.DataFrame, digits: int = 3) -> str:
+    """A frame of numbers as an HTML table: every row and column, numbers with `digits` significant digits, and text in full."""
+
+    def number(value: float) -> str:
+        return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+    numbered = frame.index.names == [None]  # rows that have only a number
+    with pd.option_context("display.max_colwidth", None):
+        return str(frame.to_html(float_format=number, na_rep=NOTHING, border=0, index=not numbered))
+
+
 def text_table(frame: pd.DataFrame) -> str:
     """A frame of text as a left-aligned HTML table without index; line feeds become line breaks."""
     head = "".join(f"<th style='{_TEXT}'>{html.escape(str(name))}</th>" for name in frame.columns)

@@ -140,7 +140,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        """'Table 4: GLUE with DeBERTaV3-base'."""
+        """'Table 4: GLUE'."""
         return common.title(self.entry)
 
     @property
@@ -326,6 +326,11 @@ class Report:
     def origin(self) -> HTML:
         """Provenance of the numbers: model, data, machine, versions and commit."""
         return job_report.origin(self.runs)
+
+
+def shown(frame: pd.DataFrame, digits: int = 3) -> HTML:
+    """A frame of numbers for a notebook, with `digits` significant digits (`ether.exhibits.render.number_table`)."""
+    return _html(render.number_table(frame, digits))
 
 
 # --- pieces of text --------------------------------------------------------------------------------------------
