@@ -216,9 +216,8 @@ def number_table(frame: pd.DataFrame, digits: int = 3) -> str:
     def number(value: float) -> str:
         return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
-    numbered = frame.index.names == [None]  # rows that have only a number
     with pd.option_context("display.max_colwidth", None):
-        return str(frame.to_html(float_format=number, na_rep=NOTHING, border=0, index=not numbered))
+        return str(frame.to_html(float_format=number, na_rep=NOTHING, border=0, index=not isinstance(frame.index, pd.RangeIndex)))
 
 
 def text_table(frame: pd.DataFrame) -> str:
