@@ -141,6 +141,8 @@ def test_sources_have_no_outputs_and_take_a_scale(path):
     book = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells if cell.cell_type == "code")
     assert {"scale", "overrides"} <= notebook.parameters_of(path)
+    [defaults] = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert 'scale = "small"' in defaults  # as of the workflow
 
 
 def test_an_interruption_is_one_line_and_no_traceback(tmp_path, monkeypatch, capsys):
