@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ether.exhibits.render import text_table
+from ether.exhibits.render import number_table, text_table
 
 if TYPE_CHECKING:
     from IPython.display import HTML, Image, Markdown
@@ -96,6 +96,13 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         peak_memory_MiB=("peak_memory_bytes", lambda size: size.max() / 2**20),
     )
     return found.round(2).rename_axis("method")
+
+
+def shown(frame: pd.DataFrame, digits: int = 3) -> HTML:
+    """A frame of numbers for a notebook, with `digits` significant digits (`ether.exhibits.render.number_table`)."""
+    from IPython.display import HTML
+
+    return HTML(number_table(frame, digits))
 
 
 def origin(runs: pd.DataFrame) -> HTML:

@@ -30,6 +30,7 @@ from ether.analysis import runs as collected
 from ether.config import ExhibitEntry, Scale
 from ether.errors import ConfigurationError, MissingResourceError, one_of
 from ether.exhibits import common, job_report, render, verdicts
+from ether.exhibits.job_report import shown as shown
 from ether.paper import published
 
 if TYPE_CHECKING:
@@ -326,11 +327,6 @@ class Report:
     def origin(self) -> HTML:
         """Provenance of the numbers: model, data, machine, versions and commit."""
         return job_report.origin(self.runs)
-
-
-def shown(frame: pd.DataFrame, digits: int = 3) -> HTML:
-    """A frame of numbers for a notebook, with `digits` significant digits (`ether.exhibits.render.number_table`)."""
-    return _html(render.number_table(frame, digits))
 
 
 # --- pieces of text --------------------------------------------------------------------------------------------
