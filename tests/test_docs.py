@@ -88,3 +88,17 @@ def test_readme_shows_the_published_results() -> None:
     assert readme.written(text, ROOT) == text, "python -m ether.readme"
     shown = readme.section(ROOT)
     assert "| ETHER+ |" in shown and "figures/figure8.png" in shown and "are reproduced" in shown
+
+
+def test_readme_counts_the_runs_of_its_commands() -> None:
+    rows = re.findall(
+        r"^\| `make ([^`]+)`[^|]*\| ([\d,]+|none) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 6
+    for command, said in rows:
+        words = command.split(" CONFIG=")
+        settings = dict([words[1].strip('"').split("=")]) if len(words) > 1 else {}
+        scale = config.load("small", settings)
+        wanted = [config.exhibits()[name] for name in words[0].split() if name != "all"] or config.exhibits().values()
+        names = {name for exhibit in wanted for name in exhibit.experiments} if "replay" not in settings else ()
+        assert f"{sum(len(list(config.runs(scale, name))) for name in names):,}" == said.replace("none", "0"), command
