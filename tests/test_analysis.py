@@ -305,9 +305,9 @@ def test_where_all_tests_must_agree_no_p_value_is_corrected():
     assert _one(_claim("some", *A_OVER_B), against)[["verdict", "contradicting"]].tolist() == ["contradicted", 2]
     # The worst case: one test is true beyond doubt, and the other is at the boundary of the null hypothesis.
     random = np.random.default_rng(0)
-    drawn = [evidence(random.normal(10, 1, size=4), random.normal(size=4)) for _ in range(150)]
+    drawn = [evidence(random.normal(10, 1, size=4), random.normal(size=4)) for _ in range(400)]
     hits = sum(_one(_claim("every", *A_OVER_B), frame)["verdict"] == "reproduced" for frame in drawn)
-    assert hits <= 150 * 0.025 + 2.5 * (150 * 0.025 * 0.975) ** 0.5
+    assert hits <= 400 * 0.025 + 2.5 * (400 * 0.025 * 0.975) ** 0.5
 
 
 def test_an_undecided_claim_says_which_verdict_more_units_would_give_it():

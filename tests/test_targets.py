@@ -125,7 +125,7 @@ TRAINED = [id_ for id_, exhibit in config.exhibits().items() if exhibit.kind == 
 
 @pytest.mark.parametrize("table", TRAINED)
 def test_the_check_refuses_every_table_without_a_row_and_none_with_a_value(table, monkeypatch):
-    """Against the tables themselves, with one method at a time. Some tables show the paper's rows also where nothing was run."""
+    """Against the tables themselves, one method at a time. Tables 9 and 10 show the paper's rows also where nothing was run."""
     exhibit = config.exhibits()[table]
     module = importlib.import_module(f"ether.exhibits.{exhibit.module}")
     for name in ("parameter_cells", "tflops_cells"):
@@ -137,4 +137,4 @@ def test_the_check_refuses_every_table_without_a_row_and_none_with_a_value(table
         if targets.obstacle(exhibit, scale):
             assert measured.empty, method
         else:
-            assert len(made), method
+            assert len(measured) or table in ("table9", "table10"), method
