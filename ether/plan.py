@@ -282,8 +282,8 @@ def table(scale: Scale, names: Sequence[str], gpu_name: str, precision: str = ""
         )  # fmt: skip
         return f"| {' | '.join(cells)} |"
 
+    training = [id_ for id_, entry in every.items() if entry.experiments]
     for name in names:
-        training = [id_ for id_, entry in every.items() if entry.experiments]
         if name in every and name not in training:
             raise ConfigurationError(f"{name} trains nothing and costs nothing. Exhibits that train: {', '.join(training)}.")
         if name not in every:

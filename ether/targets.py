@@ -46,7 +46,8 @@ def wanted(targets: Iterable[str], scale: Scale) -> dict[str, ExhibitEntry]:
 def printed_methods(exhibit: str, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The methods that a table prints: those whose file has no `tables`, or lists this table there. A table with `rows: paper`
     prints only those of the paper."""
-    of_paper = published.load()[exhibit].methods if config.exhibits()[exhibit].rows == "paper" else methods
+    entry = config.exhibits()[exhibit]
+    of_paper = published.load()[entry.columns_of or exhibit].methods if entry.rows == "paper" else methods
     return {stem: method for stem, method in methods.items() if stem in of_paper and exhibit in method.get("tables", [exhibit])}
 
 

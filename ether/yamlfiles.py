@@ -121,6 +121,10 @@ def _schema(name: str, experiments: tuple[tuple[str, str], ...]) -> dict[str, An
     return definition
 
 
+# A process reads the same scale many times, and a validation of it takes a tenth of a second.
+_known_problems: dict[tuple[Any, ...], list[tuple[tuple[str, ...], str]]] = {}
+
+
 def problems(
     content: Mapping[str, Any], schema: str, experiments: Mapping[str, str] | None = None
 ) -> list[tuple[tuple[str, ...], str]]:
@@ -138,10 +142,6 @@ def problems(
             _known_problems.clear()
         _known_problems[*key, text] = _problems(content, _schema(*key))
     return list(_known_problems[*key, text])
-
-
-# A process reads the same scale many times, and a validation of it takes a tenth of a second.
-_known_problems: dict[tuple[Any, ...], list[tuple[tuple[str, ...], str]]] = {}
 
 
 def _problems(content: Mapping[str, Any], definition: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:

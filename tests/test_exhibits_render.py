@@ -182,6 +182,8 @@ def test_a_table_of_numbers_keeps_small_ones_and_long_texts() -> None:
     cells_ = re.findall(r"<td>(.*?)</td>", text)
     assert len(cells_) == 4 * 42 and cells_[0] == "3.33e-06" and cells_[40] == "word " * 59 + "word"
     assert set(cells_) == {"3.33e-06", "77.4", "123,456", "–", "word " * 59 + "word", "5", "12345", "6", "7"}
+    edge = render.number_table(pd.DataFrame({"x": [999.4, 999.5, -999.7, 1000.4]}))
+    assert re.findall(r"<td>(.*?)</td>", edge) == ["999", "1,000", "-1,000", "1,000"]
     assert "<th>second</th>" in render.number_table(pd.DataFrame({"x": [1.0, 2.0]}, index=["first", "second"]))
 
 

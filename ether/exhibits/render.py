@@ -214,7 +214,8 @@ def number_table(frame: pd.DataFrame, digits: int = 3) -> str:
     """A frame of numbers as an HTML table: every row and column, numbers with `digits` significant digits, and text in full."""
 
     def number(value: float) -> str:
-        return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+        as_whole = abs(value) >= 10**digits - 0.5  # which `g` would print with an exponent
+        return f"{value:,.0f}" if as_whole else f"{value:.{digits}g}"
 
     with pd.option_context("display.max_colwidth", None):
         return str(frame.to_html(float_format=number, na_rep=NOTHING, border=0, index=not isinstance(frame.index, pd.RangeIndex)))
