@@ -138,3 +138,11 @@ def test_the_check_refuses_every_table_without_a_row_and_none_with_a_value(table
             assert measured.empty, method
         else:
             assert len(measured) or table in ("table9", "table10"), method
+
+
+def test_a_table_that_is_not_in_the_paper_may_have_the_rows_of_the_table_whose_columns_it_has(monkeypatch):
+    entry = config.ExhibitEntry("table13", "glue", "Another", columns_of="table4", rows="paper", experiments=("glue",))
+    monkeypatch.setattr(config, "exhibits", lambda: {"table13": entry})
+    methods = config.chosen_methods(config.load("small"), "glue")
+    assert "linear-probe" in methods  # which the paper's Table 4 does not have
+    assert set(targets.printed_methods("table13", methods)) == set(methods) - {"linear-probe"}
